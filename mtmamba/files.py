@@ -1,0 +1,86 @@
+"""Files: atomic writing, hashes, and finding what the command before left in the working folder."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mtmamba.errors import MtmError
+
+
+def existing_file(path: Path, what: str) -> Path:
+    """Return `path` if it is a readable, non-empty file; raise MtmError naming `what` (such as "checkpoint") if not."""
+    path = Path(path)
+    if path.is_dir():
+        raise MtmError(f"{path}: expected a {what} file, found a folder; name the file itself")
+    if not path.exists():
+        raise MtmError(f"{path}: expected a {what} file, found nothing there; check the path")
+    if not os.access(path, os.R_OK):
+        raise MtmError(f"{path}: this {what} file cannot be read by you; check its permissions (ls -l {path})")
+    if path.stat().st_size == 0:
+        raise MtmError(f"{path}: expected a {what}, found an empty file; make or copy it again")
+    return path
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; rename it to `target` if the block succeeds, else delete it.
+
+    The temporary name keeps the target's suffix, since some writers choose their format by it. Readers therefore see the
+    old file or the whole new one, never a part. Raises MtmError where the folder cannot be made or written.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=f".part{target.suffix}")
+        os.close(descriptor)
+    except OSError as error:
+        raise MtmError(
+            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
+        ) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MtmError(f"{target}: writing failed ({reason}); nothing was changed there; free space or choose another "
+                       "output with --output") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):  # type: ignore[attr-defined]
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def only_candidate(patterns: tuple[str, ...], what: str, flag: str, made_by: str, folder: Path | None = None) -> Path:
+    """The one file in `folder` (default: the working folder) that matches one of the glob `patterns`.
+
+    Raises MtmError listing the candidates and the `flag` to choose with where there are several, and naming the command
+    that makes one (`made_by`) where there is none.
+    """
+    folder = folder or Path.cwd()
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.name.startswith(".")})
+    if len(found) == 1:
+        return found[0]
+    wanted = " or ".join(patterns)
+    if not found:
+        raise MtmError(f"no {what} ({wanted}) in {folder}; make one with {made_by}, or name one with {flag}")
+    names = ", ".join(path.name for path in found)
+    raise MtmError(f"{len(found)} files could be the {what} in {folder} ({names}); choose one with {flag}")

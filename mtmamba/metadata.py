@@ -1,0 +1,73 @@
+"""What travels with an exported model: tasks, sizes, normalisation, versions. Held in the ONNX file's metadata
+(key `mtmamba`, one JSON text) and in an engine's sidecar. Imports neither torch nor onnx."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from mtmamba.config import ModelConfig
+from mtmamba.errors import MtmError
+from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task
+
+METADATA_KEY = "mtmamba"
+METADATA_FORMAT = 1
+INPUT_NAME = "image"
+"""The exported model's input: [B, 3, H, W] float32, RGB in 0..1, minus `mean`, over `std`. Outputs carry the task's name
+and are the raw predictions [B, channels, H*output_scale, W*output_scale]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMetadata:
+    """input_size: (height, width) in pixels. mean, std: RGB, of images in 0..1. versions: package name -> version.
+    checkpoint_sha256: of the checkpoint file the export was made from; "" if it was made from a model in memory."""
+
+    config: ModelConfig
+    input_size: tuple[int, int]
+    batch: int
+    versions: dict[str, str]
+    checkpoint_sha256: str = ""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.config.task_list
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of every output."""
+        height, width = self.input_size
+        return height * self.config.output_scale, width * self.config.output_scale
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"format": METADATA_FORMAT, **values, "config": self.config.to_dict()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> "ModelMetadata":
+        """Read `to_dict`'s dict; `source` names the file in errors. Raises MtmError where it is not one."""
+        if not isinstance(values, dict) or "format" not in values:
+            raise MtmError(f"{source}: expected mtmamba metadata, found none; export the model again with mtm-export")
+        if values["format"] != METADATA_FORMAT:
+            raise MtmError(
+                f"{source}: expected mtmamba metadata of format {METADATA_FORMAT}, found {values['format']!r}; export the "
+                "model again with this version's mtm-export"
+            )
+        known = {field.name for field in fields(cls)}
+        try:
+            given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+            return cls(**{**given, "config": ModelConfig.from_dict(values["config"])})
+        except (KeyError, TypeError) as error:
+            raise MtmError(f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export") from error
+
+    @classmethod
+    def from_json(cls, text: str | None, source: str) -> "ModelMetadata":
+        """Read `to_json`'s text (None: there was none)."""
+        try:
+            values = json.loads(text) if text else None
+        except json.JSONDecodeError as error:
+            raise MtmError(f"{source}: its mtmamba metadata is no JSON ({error}); export the model again with mtm-export") from error
+        return cls.from_dict(values, source)
