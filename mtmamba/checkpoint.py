@@ -1,0 +1,100 @@
+"""Checkpoints: ours (the configuration travels in the file) and the published ones, read as data, never as code."""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtmamba.config import ModelConfig
+from mtmamba.errors import MtmError
+from mtmamba.files import atomic_path, existing_file
+from mtmamba.model import MTMamba
+from mtmamba.published import from_published, infer_config, is_published
+
+FORMAT, VERSION = "mtmamba", 1
+
+
+def save_checkpoint(path: Path, model: MTMamba, extra: dict[str, Any] | None = None) -> None:
+    """Write model and configuration atomically. extra: plain data to travel along (metrics, the training command).
+
+    Raises MtmError where the file cannot be written; an older file of that name then stays as it was.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.to_dict(),
+        "model": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+        "extra": extra or {},
+    }
+    with atomic_path(Path(path)) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # what torch's writer raises on a full disk
+            raise MtmError(f"{path}: writing the checkpoint failed ({error}); free space or choose another --output") from error
+
+
+def load_checkpoint(path: Path, device: str = "cpu") -> MTMamba:
+    """Read a checkpoint, ours or a published one, into a model in eval mode on `device`.
+
+    Raises MtmError for a missing, truncated or foreign file, and for missing, unexpected or misshapen tensors, naming them.
+    """
+    path = Path(path)
+    content = read_content(path)
+    if content.get("format") == FORMAT:
+        if content.get("version") != VERSION:
+            raise MtmError(
+                f"{path}: expected a mtmamba checkpoint of version {VERSION}, found version {content.get('version')!r}; "
+                "use the mtmamba release that wrote it"
+            )
+        model = MTMamba(ModelConfig.from_dict(content.get("config", {})))
+        state = content.get("model")
+    else:
+        published = content.get("model", content)
+        if not isinstance(published, dict) or not is_published(published):
+            raise MtmError(
+                f"{path}: expected an MTMamba checkpoint, found a file with the entries "
+                f"{', '.join(sorted(map(str, content))[:5]) or '(none)'}; name one written by mtm-train or a published one"
+            )
+        model = MTMamba(infer_config(published))
+        state = from_published(published, model.config, {k: v.shape for k, v in model.state_dict().items()})
+    _load_state(model, state, path)
+    return model.eval().to(device)
+
+
+def read_content(path: Path) -> dict[Any, Any]:
+    """The dict a checkpoint file holds, on the CPU, with `weights_only`: no code in it is run. Raises MtmError."""
+    existing_file(path, "checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MtmError(
+            f"{path}: expected a checkpoint of tensors and plain data, found a pickle with other objects in it, which is not "
+            "read because it could run code; save its state_dict alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise MtmError(
+            f"{path}: expected a PyTorch checkpoint, found a truncated or foreign file ({reason}); copy or download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise MtmError(f"{path}: expected a checkpoint (a dict), found a {type(content).__name__}; save {{'model': state_dict}}")
+    return content
+
+
+def _load_state(model: MTMamba, state: Any, path: Path) -> None:
+    if not isinstance(state, dict):
+        raise MtmError(f"{path}: expected the model's tensors, found {type(state).__name__}; the checkpoint is damaged")
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - wanted.keys()]
+    problems += [
+        f"{name} has shape {tuple(getattr(state[name], 'shape', ()))}, expected {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & state.keys()
+        if getattr(state[name], "shape", None) != wanted[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise MtmError(f"{path}: the tensors do not fit the configuration in the file: {shown}")
+    model.load_state_dict(state)

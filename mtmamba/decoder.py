@@ -1,0 +1,116 @@
+"""MTMamba's decoder: patch expand, skip, self-task blocks, cross-task block, heads (paper sections 3.2 to 3.5).
+
+B batch, T tasks, C channels of the stage, D = expand * C inner channels, H W map; maps are [B, T, H, W, C].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtmamba.ss2d import SS2D
+from mtmamba.stacked import (
+    PatchExpand,
+    StackedDropPath,
+    StackedLayerNorm,
+    StackedLinear,
+    stacked_linear,
+    stacked_linear_channels_first,
+)
+
+
+class STMBlock(nn.Module):
+    """Self-task Mamba block (paper section 3.4): x + out_proj(SS2D(in_proj_x(LN x)) * SiLU(in_proj_z(LN x))).
+
+    [B, T, H, W, C] -> the same. in_proj.weight [T, 2D, C]: its first half makes x, its second z.
+    """
+
+    def __init__(self, tasks: int, dim: int, inner_dim: int, d_state: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm = StackedLayerNorm(tasks, dim)
+        self.in_proj = StackedLinear(tasks, dim, 2 * inner_dim)
+        self.ss2d = SS2D(tasks, dim, inner_dim, d_state)
+        self.out_proj = StackedLinear(tasks, inner_dim, dim)
+        self.drop_path = StackedDropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x)
+        to_x, to_z = self.in_proj.weight.chunk(2, dim=1)
+        y = self.ss2d(stacked_linear_channels_first(n, to_x)) * F.silu(stacked_linear(n, to_z))
+        return x + self.drop_path(self.out_proj(y))
+
+
+class MambaFeature(nn.Module):
+    """Mamba feature extraction of the cross-task block (paper section 3.5): in_proj, then SS2D; no gate.
+
+    [B, T, H, W, in_dim] -> [B, T, H, W, D].
+    """
+
+    def __init__(self, tasks: int, in_dim: int, dim: int, inner_dim: int, d_state: int) -> None:
+        super().__init__()
+        self.in_proj = StackedLinear(tasks, in_dim, inner_dim)
+        self.ss2d = SS2D(tasks, dim, inner_dim, d_state)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ss2d(stacked_linear_channels_first(x, self.in_proj.weight))
+
+
+class CTMBlock(nn.Module):
+    """Cross-task Mamba block (paper section 3.5): every task's feature is mixed with one shared by all, by a learned gate.
+
+    [B, T, H, W, C] -> the same: x_t + out_proj_t(g_t S + (1 - g_t) own_t), g_t = sigmoid(gate_t(LN x_t)).
+    """
+
+    def __init__(self, tasks: int, dim: int, inner_dim: int, d_state: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm_shared = nn.LayerNorm(tasks * dim)
+        self.shared = MambaFeature(1, tasks * dim, dim, inner_dim, d_state)
+        self.norm = StackedLayerNorm(tasks, dim)
+        self.own = MambaFeature(tasks, dim, dim, inner_dim, d_state)
+        self.gate = StackedLinear(tasks, dim, inner_dim)
+        self.out_proj = StackedLinear(tasks, inner_dim, dim)
+        self.drop_path = StackedDropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        concat = x.permute(0, 2, 3, 1, 4).flatten(3)  # [B, H, W, T*C]
+        shared = self.shared(self.norm_shared(concat).unsqueeze(1))  # [B, 1, H, W, D]
+        n = self.norm(x)
+        own = self.own(n)
+        gate = torch.sigmoid(self.gate(n))
+        return x + self.drop_path(self.out_proj(own + gate * (shared - own)))
+
+
+class DecoderStage(nn.Module):
+    """One stage: up to twice the resolution, join the encoder's skip, two STM blocks, one CTM block.
+
+    x [B, T or 1, H, W, 2C], skip [B, 2H, 2W, C] -> [B, T, 2H, 2W, C]. drop_paths: rates of the three blocks.
+    """
+
+    def __init__(self, tasks: int, dim: int, inner_dim: int, d_state: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        self.expand = PatchExpand(tasks, 2 * dim, dim, scale=2)
+        self.concat = StackedLinear(tasks, 2 * dim, dim, bias=True)
+        self.stm = nn.ModuleList(STMBlock(tasks, dim, inner_dim, d_state, rate) for rate in drop_paths[:2])
+        self.ctm = CTMBlock(tasks, dim, inner_dim, d_state, drop_paths[2])
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        # Linear(concat(x, skip)) without the concatenation, so that the skip is never copied for every task.
+        to_x, to_skip = self.concat.weight.chunk(2, dim=2)
+        x = stacked_linear(self.expand(x), to_x, self.concat.bias) + stacked_linear(skip.unsqueeze(1), to_skip)
+        for block in self.stm:
+            x = block(x)
+        return self.ctm(x)
+
+
+class Head(nn.Module):
+    """One task's head: patch expand to four times the resolution, then a 1x1 convolution.
+
+    [B, 1, H, W, C] -> [B, channels, 4H, 4W]. Tasks differ in channels, so heads are not stacked.
+    """
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        self.expand = PatchExpand(1, dim, dim, scale=4)
+        self.project = nn.Linear(dim, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.expand(x).squeeze(1)).permute(0, 3, 1, 2)
