@@ -37,7 +37,9 @@ class ModelConfig:
         for level, heads in enumerate(self.num_heads):
             if heads < 1 or (self.embed_dim << level) % heads:
                 raise MtmError(f"level {level}: {self.embed_dim << level} channels cannot be split over {heads} heads")
-        small = {name: getattr(self, name) for name in ("embed_dim", "window_size", "output_scale", "d_state", "expand")}
+        small = {
+            name: getattr(self, name) for name in ("embed_dim", "window_size", "output_scale", "d_state", "expand")
+        }
         for name, value in small.items():
             if value < 1:
                 raise MtmError(f"{name} must be at least 1, found {value}")
@@ -67,8 +69,10 @@ class ModelConfig:
         known = {field.name: field for field in fields(cls)}
         unknown = sorted(str(key) for key in set(values) - set(known))
         if unknown:
-            raise MtmError(f"unknown keys in the model configuration: {', '.join(unknown)}; this version of mtmamba knows "
-                           f"{', '.join(known)}")
+            raise MtmError(
+                f"unknown keys in the model configuration: {', '.join(unknown)}; this version of mtmamba knows "
+                f"{', '.join(known)}"
+            )
         try:
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
         except TypeError as error:

@@ -34,7 +34,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target = Path(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=f".part{target.suffix}")
+        descriptor, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.", suffix=f".part{target.suffix}"
+        )
         os.close(descriptor)
     except OSError as error:
         raise MtmError(
@@ -49,8 +51,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MtmError(f"{target}: writing failed ({reason}); nothing was changed there; free space or choose another "
-                       "output with --output") from error
+        raise MtmError(
+            f"{target}: writing failed ({reason}); nothing was changed there; free space or choose another "
+            "output with --output"
+        ) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -58,10 +58,14 @@ class ModelMetadata:
             )
         known = {field.name for field in fields(cls)}
         try:
-            given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+            given = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
+            }
             return cls(**{**given, "config": ModelConfig.from_dict(values["config"])})
         except (KeyError, TypeError) as error:
-            raise MtmError(f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export") from error
+            raise MtmError(
+                f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export"
+            ) from error
 
     @classmethod
     def from_json(cls, text: str | None, source: str) -> "ModelMetadata":
@@ -69,5 +73,7 @@ class ModelMetadata:
         try:
             values = json.loads(text) if text else None
         except json.JSONDecodeError as error:
-            raise MtmError(f"{source}: its mtmamba metadata is no JSON ({error}); export the model again with mtm-export") from error
+            raise MtmError(
+                f"{source}: its mtmamba metadata is no JSON ({error}); export the model again with mtm-export"
+            ) from error
         return cls.from_dict(values, source)

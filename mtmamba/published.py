@@ -45,7 +45,9 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in state:
-            raise MtmError(f"published checkpoint: expected a tensor {name}, found none; the file is not a whole MTMamba model")
+            raise MtmError(
+                f"published checkpoint: expected a tensor {name}, found none; the file is not a whole MTMamba model"
+            )
         return tuple(state[name].shape)
 
     tasks = tuple(match[1] for name in state if (match := re.fullmatch(r"final_project\.(\w+)\.weight", name)))
@@ -80,7 +82,9 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
     )
 
 
-def from_published(state: Mapping[str, Tensor], config: ModelConfig, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def from_published(
+    state: Mapping[str, Tensor], config: ModelConfig, shapes: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
     """Our state dict from a published one. shapes: name -> shape of every tensor of our model.
 
     Raises MtmError naming the tensors that are missing, unexpected or of the wrong size.
@@ -128,7 +132,9 @@ def _published_shape(place: _Place, value: Tensor) -> tuple[int, ...]:
         return (-1,)
     if ".conv2d." in name:
         return (value.shape[0] // count, *value.shape[1:])
-    stacked = value.shape[0] == count and not name.startswith(("backbone.", "final_project.")) and ".norm_share." not in name
+    stacked = (
+        value.shape[0] == count and not name.startswith(("backbone.", "final_project.")) and ".norm_share." not in name
+    )
     return tuple(value.shape[1:] if stacked else value.shape)
 
 
@@ -156,7 +162,9 @@ def _encoder_places(config: ModelConfig) -> Iterator[_Place]:
             yield place(f"norms.{level}.{tail}", f"norm{level}.{tail}")
         for block in range(depth):
             ours, theirs = f"layers.{level}.blocks.{block}", f"stages.{level}.blocks.{block}"
-            yield place(f"{ours}.attn.relative_position_bias_table", f"{theirs}.attn.w_msa.relative_position_bias_table")
+            yield place(
+                f"{ours}.attn.relative_position_bias_table", f"{theirs}.attn.w_msa.relative_position_bias_table"
+            )
             for our_part, their_part in _BLOCK_PARTS.items():
                 for tail in pairs:
                     yield place(f"{ours}.{our_part}.{tail}", f"{theirs}.{their_part}.{tail}")

@@ -40,14 +40,20 @@ class SwinBlock(nn.Module):
         padded_height, padded_width = x.shape[1:3]
         mask = None
         if shift:
-            x = torch.roll(x, (-shift, -shift), dims=(1, 2))
+            x = roll(x, shift)
             mask = shift_mask(padded_height, padded_width, window, shift, x)
         windows = window_partition(x, (window, window)).flatten(1, 2)  # [B * windows, window^2, C]
         windows = self.attn(windows, mask=mask).unflatten(1, (window, window))
         x = window_reverse(windows, (window, window), padded_height, padded_width)
         if shift:
-            x = torch.roll(x, (shift, shift), dims=(1, 2))
+            x = roll(x, -shift)
         return x[:, :height, :width]
+
+
+def roll(x: Tensor, shift: int) -> Tensor:
+    """Roll a map [B, H, W, C] up and left by `shift` pixels (down and right if negative). torch.roll exports to more nodes."""
+    x = torch.cat([x[:, shift:], x[:, :shift]], dim=1)
+    return torch.cat([x[:, :, shift:], x[:, :, :shift]], dim=2)
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
@@ -75,7 +81,8 @@ class SwinLevel(nn.Module):
         super().__init__()
         self.downsample = PatchMerging(in_dim, dim) if merge else nn.Identity()
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, heads, window, shift=window // 2 if i % 2 else 0, drop_path=drop_paths[i]) for i in range(depth)
+            SwinBlock(dim, heads, window, shift=window // 2 if i % 2 else 0, drop_path=drop_paths[i])
+            for i in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

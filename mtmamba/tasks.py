@@ -110,9 +110,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset(name="pascal-context", tasks=(_SEMSEG_PASCAL, _PARTS, _SAL, _NORMALS, _EDGE), input_size=(512, 512)),
         Dataset(name="cityscapes", tasks=(_SEMSEG_CITY, _DISPARITY), input_size=(512, 1024), output_scale=2),
         # Rendered indoor scenes with exact labels of all six tasks: mtmamba.data.synthetic.
-        Dataset(
-            name="synthetic", tasks=(_SEMSEG_NYU, _PARTS, _SAL, _DEPTH, _NORMALS, _EDGE), input_size=(192, 256)
-        ),
+        Dataset(name="synthetic", tasks=(_SEMSEG_NYU, _PARTS, _SAL, _DEPTH, _NORMALS, _EDGE), input_size=(192, 256)),
     )
 }
 

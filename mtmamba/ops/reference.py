@@ -38,9 +38,7 @@ def selective_scan_reference(
     return y + u * D[:, None]
 
 
-def selective_scan_2d_reference(
-    x: Array, x_dbl: Array, dt_weight: Array, dt_bias: Array, A: Array, D: Array
-) -> Array:
+def selective_scan_2d_reference(x: Array, x_dbl: Array, dt_weight: Array, dt_bias: Array, A: Array, D: Array) -> Array:
     """SS2D's core: four selective scans over a map (rows, columns, both reversed), summed (MTMamba section 3.3).
 
     x [B, G, D, H, W]; x_dbl [B, G, K, R+2N, H, W]: low-rank step, B and C of every direction at the pixel, in raster
@@ -58,5 +56,7 @@ def selective_scan_2d_reference(
             dbl = flat_dbl[:, g, k][..., order]
             step = np.einsum("dr,brl->bdl", dt_weight[g, k], dbl[:, :rank])
             B, C = dbl[:, None, rank : rank + states], dbl[:, None, rank + states :]
-            y[:, g][..., order] += selective_scan_reference(flat[:, g][..., order], step, A[g, k], B, C, D[g, k], dt_bias[g, k])
+            y[:, g][..., order] += selective_scan_reference(
+                flat[:, g][..., order], step, A[g, k], B, C, D[g, k], dt_bias[g, k]
+            )
     return y.reshape(x.shape).transpose(0, 1, 3, 4, 2)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_ELEMENTS = 1 << 20  # a token block's elements [L, B, D, N], about what a CPU's cache holds
+BLOCK_ELEMENTS = 1 << 18  # elements [L, B, D, N] of a token block: its few tensors stay in a CPU's cache
 STEP_ELEMENTS = 1 << 14  # fewer elements than this in one step are dominated by the cost of calling an operator
 
 

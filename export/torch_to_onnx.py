@@ -1,0 +1,130 @@
+"""An MTMamba model -> an ONNX model: operator nodes of domain `mtmamba` with their bodies in the file, and our metadata."""
+
+import logging
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata as packages
+
+import onnx
+import onnx_ir.passes.common as ir_passes
+import onnxscript
+import torch
+from onnx import ModelProto, helper
+from onnxscript import optimizer
+
+import mtmamba.ops  # noqa: F401  registers torch.ops.mtmamba
+from mtmamba.errors import MtmError
+from mtmamba.export.contract import DOMAIN, DOMAIN_VERSION, SOFTPLUS_ATTRIBUTE, register_schema
+from mtmamba.export.function_body import selective_scan_function
+from mtmamba.export.metadata import write_metadata
+from mtmamba.metadata import INPUT_NAME, ModelMetadata
+from mtmamba.model import MTMamba
+
+OPSETS = (18, 23)
+"""First and last opset that are supported: 18 is the exporter's lowest, 20 has Gelu as one node."""
+DEFAULT_OPSET = 20
+FOLD_LIMIT = 1 << 31  # elements: fold every constant, weights' transposes and -exp(A_log) among them
+
+
+def export_model(
+    model: MTMamba,
+    *,
+    input_size: tuple[int, int] | None = None,
+    batch: int = 1,
+    opset: int = DEFAULT_OPSET,
+    checkpoint_sha256: str = "",
+) -> ModelProto:
+    """Export `model` for images [batch, 3, H, W] of `input_size` (height, width; default: the configuration's).
+
+    The result is checked by `onnx.checker`, not yet against PyTorch (`mtmamba.export.verify`).
+    Raises MtmError for an opset, size or batch that cannot be.
+    """
+    height, width = input_size or model.config.input_size
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise MtmError(f"opset {opset} is not supported; choose one of {OPSETS[0]} to {OPSETS[1]} with --opset")
+    if min(height, width) < 1 or batch < 1:
+        raise MtmError(f"expected a size and a batch of at least 1, found {height}x{width} and batch {batch}")
+    register_schema()
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            model.eval(),
+            (torch.zeros(batch, 3, height, width),),
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=list(model.config.tasks),
+            custom_translation_table={torch.ops.mtmamba.selective_scan.default: _translate_selective_scan},
+            optimize=False,  # its rewrite rules take a minute and find nothing here; folding is all there is to do
+            verbose=False,
+        )
+        assert program is not None
+        optimizer.fold_constants(program.model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+        for clean in (
+            ir_passes.RemoveUnusedNodesPass(),
+            ir_passes.CommonSubexpressionEliminationPass(),
+            ir_passes.DeduplicateInitializersPass(),
+            ir_passes.RemoveUnusedNodesPass(),
+        ):
+            clean(program.model)
+        proto = program.model_proto
+    _strip_traces(proto)
+    proto.functions.append(selective_scan_function(opset))
+    if not any(entry.domain == DOMAIN for entry in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    write_metadata(
+        proto,
+        ModelMetadata(
+            config=model.config,
+            input_size=(height, width),
+            batch=batch,
+            versions=versions(),
+            checkpoint_sha256=checkpoint_sha256,
+        ),
+    )
+    onnx.checker.check_model(proto)
+    return proto
+
+
+def versions() -> dict[str, str]:
+    """Versions of what an export depends on."""
+    names = ("mtmamba", "torch", "onnx", "onnxscript", "timm")
+    return {"python": platform.python_version(), **{name: packages.version(name) for name in names}}
+
+
+_mtmamba = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
+
+
+def _translate_selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus=True):  # type: ignore[no-untyped-def]
+    attributes = {SOFTPLUS_ATTRIBUTE: int(delta_softplus)}
+    return _mtmamba.SelectiveScan(u, delta, A, B, C, D, delta_bias, **attributes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter (deprecations inside torch, folding notes) off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip_traces(proto: ModelProto) -> None:
+    """Drop what the exporter notes on every node (stack traces with the exporting machine's paths)."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        del tensor.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    proto.doc_string = proto.graph.doc_string = ""

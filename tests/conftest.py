@@ -1,0 +1,30 @@
+"""Fixtures of all tests. GPU and TensorRT tests are skipped, with the reason, where there is none."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down on small machines
+
+import pytest
+
+TENSORRT_PACKAGES = ("tensorrt", "tensorrt_rtx")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_gpu = None if shutil.which("nvidia-smi") else pytest.mark.skip(reason="no NVIDIA GPU (nvidia-smi not found)")
+    missing = [] if any(map(importlib.util.find_spec, TENSORRT_PACKAGES)) else ["TensorRT (pip install 'mtmamba[rtx]')"]
+    missing += [] if shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists() else ["nvcc (a CUDA toolkit)"]
+    no_trt = pytest.mark.skip(reason=f"missing: {', '.join(missing)}") if missing else None
+    for item in items:
+        if no_gpu and item.get_closest_marker("gpu"):
+            item.add_marker(no_gpu)
+        if no_trt and item.get_closest_marker("trt"):
+            item.add_marker(no_trt)
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Small published-layout checkpoints with the published code's numbers."""
+    return Path(__file__).parent / "golden"

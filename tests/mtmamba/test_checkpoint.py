@@ -1,0 +1,128 @@
+"""Checkpoints: round trip, and one clear sentence for everything that is not one."""
+
+import pickle
+
+import pytest
+import torch
+
+from mtmamba import MTMamba, load_checkpoint, preset, save_checkpoint
+from mtmamba.checkpoint import read_content
+from mtmamba.errors import MtmError
+from mtmamba.files import atomic_path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "best.pth"
+    torch.manual_seed(0)
+    model = MTMamba(preset("nyudv2", "nano"))
+    save_checkpoint(path, model, {"note": "hello"})
+    return path, model
+
+
+def test_round_trip(saved):
+    path, model = saved
+    loaded = load_checkpoint(path)
+    assert loaded.config == model.config and not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert read_content(path)["extra"] == {"note": "hello"}
+
+
+def refused(path, *words):
+    with pytest.raises(MtmError) as caught:
+        load_checkpoint(path)
+    sentence = str(caught.value)
+    assert str(path) in sentence and "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_missing_empty_and_folder(tmp_path):
+    refused(tmp_path / "none.pth", "found nothing there")
+    (tmp_path / "empty.pth").touch()
+    refused(tmp_path / "empty.pth", "empty file")
+    refused(tmp_path, "found a folder")
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.3, 0.9, 0.9999])
+def test_truncated(saved, tmp_path, share):
+    data = saved[0].read_bytes()
+    path = tmp_path / "cut.pth"
+    path.write_bytes(data[: max(1, int(len(data) * share))])
+    refused(path, "truncated or foreign file")
+
+
+def test_text_file(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("these are notes, not a checkpoint\n" * 20)
+    refused(path, "expected")
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("evil-was-here", "w"))
+
+
+def test_pickle_that_is_no_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps({"model": Evil()}))
+    refused(path, "could run code")
+    torch.save({"model": Evil()}, path)
+    refused(path, "could run code")
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_foreign_state_dict(tmp_path):
+    path = tmp_path / "resnet.pth"
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "epoch": 3}, path)
+    refused(path, "epoch, state_dict", "published one")
+    torch.save([1, 2], path)
+    refused(path, "found a list")
+
+
+def test_other_version(saved, tmp_path):
+    content = torch.load(saved[0], weights_only=True)
+    torch.save({**content, "version": 99}, tmp_path / "new.pth")
+    refused(tmp_path / "new.pth", "version 1", "found version 99")
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(saved, tmp_path):
+    content = torch.load(saved[0], weights_only=True)
+    state = content["model"]
+    first = next(iter(state))
+    state["surplus"] = state.pop(first)
+    state["heads.depth.project.bias"] = torch.zeros(2)
+    torch.save(content, tmp_path / "odd.pth")
+    refused(
+        tmp_path / "odd.pth",
+        f"missing {first}",
+        "unexpected surplus",
+        "heads.depth.project.bias has shape (2,), expected (1,)",
+    )
+
+
+def test_published_checkpoint_with_a_tensor_gone(golden_folder, tmp_path):
+    content = torch.load(golden_folder / "mtmamba_nyud_tiny.pth.tar", weights_only=True)
+    del content["model"]["module.block_3.1.op_share.Ds"]
+    torch.save(content, tmp_path / "part.pth")
+    with pytest.raises(MtmError, match=r"missing tensors: block_3\.1\.op_share\.Ds"):
+        load_checkpoint(tmp_path / "part.pth")
+
+
+def test_writing_where_one_cannot(saved, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("x")
+    with pytest.raises(MtmError, match="cannot write into"):
+        save_checkpoint(blocker / "best.pth", saved[1])
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path):
+    target = tmp_path / "best.pth"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pth"]
