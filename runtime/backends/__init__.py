@@ -1,0 +1,100 @@
+"""Backends: one way to run a model, whatever file it is in. `open_backend` picks by the file and by what is present.
+
+Importing this package imports no runtime; each backend's own file does, when it is chosen.
+"""
+
+from pathlib import Path
+
+from mtmamba.errors import MtmError
+from mtmamba.files import existing_file, only_candidate
+from mtmamba.runtime.backends import devices
+from mtmamba.runtime.backends.base import Backend
+
+__all__ = ["BACKENDS", "Backend", "default_model", "open_backend"]
+
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "tensorrt": (".engine",),
+    "onnxruntime": (".onnx",),
+    "torch": (".pth", ".pt", ".tar"),
+}
+"""Backend -> suffixes of the files it reads, the most deployable kind first."""
+
+MADE_BY = {"tensorrt": "mtm-build-engine", "onnxruntime": "mtm-export", "torch": "mtm-train"}
+
+
+def default_model(backend: str | None = None, folder: Path | None = None) -> tuple[Path, str]:
+    """The model in `folder` (default: the working folder) of the most deployable kind that can run here.
+
+    Engines come before ONNX files, these before checkpoints. Without a GPU an engine is passed over where another kind
+    is there. Returns the file and a note for the user ("" or why an engine was passed over).
+    Raises MtmError where the chosen kind has several files, where there is none of any kind, or where `backend` is
+    tensorrt and there is no GPU.
+    """
+    folder = folder or Path.cwd()
+    if backend == "tensorrt":
+        devices.require_gpu()
+    if backend is not None:
+        return only_candidate(_patterns(backend), f"{backend} model", "--model", MADE_BY[backend], folder), ""
+    present = [name for name in BACKENDS if any(_candidates(name, folder))]
+    note = ""
+    if present[:1] == ["tensorrt"] and len(present) > 1 and not devices.find_gpus():
+        note = f"no NVIDIA GPU here: passing over {', '.join(path.name for path in _candidates('tensorrt', folder))}"
+        present = present[1:]
+    patterns = _patterns(present[0]) if present else tuple(p for name in BACKENDS for p in _patterns(name))
+    return only_candidate(patterns, "model", "--model", "mtm-export or mtm-build-engine", folder), note
+
+
+def open_backend(model: Path, backend: str | None = None) -> Backend:
+    """Open `model` with `backend`, or with the backend its suffix calls for: .engine -> tensorrt, .onnx -> onnxruntime
+    (CUDA where ONNX Runtime has it, else the CPU), .pth, .pt, .tar -> torch.
+
+    Raises MtmError for a missing or unreadable file, a pairing that cannot be, a package that is not installed, or
+    no GPU for an engine (before anything is loaded).
+    """
+    model = Path(model)
+    if backend is not None and backend not in BACKENDS:
+        raise MtmError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    if (backend or backend_of(model)) == "tensorrt":
+        devices.require_gpu()
+    existing_file(model, "model")
+    fits = backend_of(model)
+    if backend is not None and backend != fits:
+        raise MtmError(
+            f"{model}: backend {backend} reads {' '.join(BACKENDS[backend])} files, found {model.suffix}; use "
+            f"--backend {fits}, or make the file with {MADE_BY[backend]} and name it with --model"
+        )
+    return _open(model, fits)
+
+
+def backend_of(model: Path) -> str:
+    """The backend that reads this kind of file; MtmError names the kinds that are read."""
+    for name, suffixes in BACKENDS.items():
+        if model.suffix.lower() in suffixes:
+            return name
+    kinds = ", ".join(f"{' '.join(suffixes)} ({name})" for name, suffixes in BACKENDS.items())
+    raise MtmError(
+        f"{model}: expected a model file, one of {kinds}, found suffix {model.suffix!r}; name one with --model"
+    )
+
+
+def _open(model: Path, backend: str) -> Backend:
+    if backend == "tensorrt":
+        from mtmamba.runtime.backends.tensorrt_backend import TensorRTBackend
+
+        return TensorRTBackend(model)
+    if backend == "onnxruntime":
+        from mtmamba.runtime.backends.onnx_backend import OnnxBackend
+
+        return OnnxBackend(model)
+    from mtmamba.runtime.backends.torch_backend import TorchBackend
+
+    return TorchBackend(model)
+
+
+def _patterns(backend: str) -> tuple[str, ...]:
+    return tuple(f"*{suffix}" for suffix in BACKENDS[backend])
+
+
+def _candidates(backend: str, folder: Path) -> list[Path]:
+    found = {path for pattern in _patterns(backend) for path in folder.glob(pattern) if not path.name.startswith(".")}
+    return sorted(found)

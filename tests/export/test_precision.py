@@ -26,7 +26,8 @@ def half(exported):
 
 
 def element_types(model):
-    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types.update({node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"})
     return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}

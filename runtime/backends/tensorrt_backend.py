@@ -1,0 +1,187 @@
+"""TensorRT engines, of either flavour. All is made once: device buffers, pinned host buffers, one stream, two events.
+
+An `infer` is: copy into pinned memory, copy to the device, run, copy back, wait; the events stand around the run alone.
+"""
+
+import ctypes
+import logging
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtmamba.errors import MtmError
+from mtmamba.metadata import INPUT_NAME, ModelMetadata
+from mtmamba.runtime import sidecar
+from mtmamba.runtime.backends.base import Array, Backend
+from mtmamba.runtime.backends.devices import Gpu, require_gpu
+from mtmamba.runtime.plugin import load_plugins
+from mtmamba.runtime.trt import TensorRT, quoted, resolve
+
+logger = logging.getLogger(__name__)
+
+_REBUILD = "build the engine again with mtm-build-engine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """One input or output: its memory on the device (an address) and in pinned host memory (an array on it)."""
+
+    name: str
+    is_input: bool
+    device: int
+    host: npt.NDArray[Any]
+
+
+class TensorRTBackend(Backend):
+    """An engine and its sidecar. Raises MtmError where there is no GPU (before anything is loaded), the sidecar is
+    missing or says the engine is for something else, a package is missing, or TensorRT or CUDA fail."""
+
+    name = "tensorrt"
+
+    def __init__(self, model: Path) -> None:
+        gpu = require_gpu()
+        trt, metadata = _prepare(model, gpu)
+        super().__init__(model, metadata, gpu.name)
+        self._cudart = import_cudart()
+        self._resources = ExitStack()
+        self._context: Any = None
+        self._engine: Any = None
+        self._runtime: Any = None
+        try:
+            self._open(trt, gpu)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, trt: TensorRT, gpu: Gpu) -> None:
+        cuda, cudart = self._cuda, self._cudart
+        cuda(cudart.cudaSetDevice, gpu.index)
+        self._runtime, self._engine = _load_engine(trt, self.model)
+        self._stream = cuda(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self._resources.callback(cuda, cudart.cudaStreamDestroy, self._stream)
+        self._start, self._stop = (cuda(cudart.cudaEventCreate) for _ in range(2))
+        for event in (self._start, self._stop):
+            self._resources.callback(cuda, cudart.cudaEventDestroy, event)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise MtmError(
+                f"{self.model}: TensorRT could not make an execution context, most likely for want of GPU memory; "
+                "close other programs on this GPU (nvidia-smi lists them)"
+            )
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self._bindings = {name: self._bind(trt, self._engine, name) for name in names}
+        _check(self._bindings, self.metadata, self.model)
+
+    def _bind(self, trt: TensorRT, engine: Any, name: str) -> Binding:
+        """Allocate a tensor's memory and tell TensorRT its address."""
+        cuda, cudart = self._cuda, self._cudart
+        shape = tuple(engine.get_tensor_shape(name))
+        if min(shape, default=1) < 1:
+            raise MtmError(f"{self.model}: expected fixed sizes, found {name} {list(shape)}; {_REBUILD}")
+        dtype = np.dtype(trt.module.nptype(engine.get_tensor_dtype(name)))
+        size = math.prod(shape) * dtype.itemsize
+        device = int(cuda(cudart.cudaMalloc, size))
+        self._resources.callback(cuda, cudart.cudaFree, device)
+        pinned = int(cuda(cudart.cudaMallocHost, size))
+        self._resources.callback(cuda, cudart.cudaFreeHost, pinned)
+        host = np.frombuffer((ctypes.c_byte * size).from_address(pinned), dtype).reshape(shape)
+        if not self._context.set_tensor_address(name, device):
+            raise MtmError(f"{self.model}: TensorRT refused the memory of {name}; build the engine again")
+        is_input = engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT
+        return Binding(name=name, is_input=is_input, device=device, host=host)
+
+    def _execute(self, images: Array) -> dict[str, Array]:
+        cuda, cudart = self._cuda, self._cudart
+        outputs = [binding for binding in self._bindings.values() if not binding.is_input]
+        image = self._bindings[INPUT_NAME]
+        image.host[:] = images
+        self._copy(
+            image.device, image.host.ctypes.data, image.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        )
+        cuda(cudart.cudaEventRecord, self._start, self._stream)
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise MtmError(f"{self.model}: TensorRT could not start the engine; run with another --backend to compare")
+        cuda(cudart.cudaEventRecord, self._stop, self._stream)
+        for out in outputs:
+            self._copy(out.host.ctypes.data, out.device, out.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        cuda(cudart.cudaStreamSynchronize, self._stream)
+        self.engine_ms = float(cuda(cudart.cudaEventElapsedTime, self._start, self._stop))
+        return {out.name: out.host.astype(np.float32) for out in outputs}  # astype copies: the buffers are used again
+
+    def _copy(self, to: int, of: int, size: int, kind: Any) -> None:
+        self._cuda(self._cudart.cudaMemcpyAsync, to, of, size, kind, self._stream)
+
+    def _cuda(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+        """Call one function of the CUDA runtime and return its value, if it has one. Raises MtmError where it fails."""
+        status, *values = function(*arguments)
+        if status != self._cudart.cudaError_t.cudaSuccess:
+            text = self._cudart.cudaGetErrorString(status)[1]
+            reason = text.decode() if isinstance(text, bytes) else str(text)
+            raise MtmError(
+                f"{self.model}: CUDA's {function.__name__} failed on {self.device} ({reason}); check the GPU "
+                "with nvidia-smi"
+            )
+        return values[0] if values else None
+
+    def close(self) -> None:
+        self._context = None  # before the memory it points to, before the engine, before the runtime
+        self._engine = None
+        self._runtime = None
+        self._bindings = {}
+        try:
+            self._resources.close()
+        except MtmError:  # an error of an earlier run shows up in every later call; that run has raised it
+            logger.debug("freeing the GPU's memory failed", exc_info=True)
+
+
+def _prepare(model: Path, gpu: Gpu) -> tuple[TensorRT, ModelMetadata]:
+    """Hold the sidecar against what is here, cheapest first, and load the plugins the engine needs."""
+    wanted = sidecar.read(model)
+    trt = resolve(wanted.flavour)
+    capability = ".".join(str(part) for part in gpu.compute_capability)
+    here = {"flavour": trt.flavour, "tensorrt_version": trt.version, "compute_capability": capability}
+    sidecar.check(model, **here)
+    if wanted.plugin_ops:
+        plugins = load_plugins(trt)
+        if plugins.hash != wanted.plugin_hash:
+            sidecar.check(model, **here, plugin_hash=plugins.hash)  # raises, and says what differs
+    return trt, wanted.metadata
+
+
+def _load_engine(trt: TensorRT, model: Path) -> tuple[Any, Any]:
+    """The runtime and the engine; the first has to outlive the second."""
+    with trt.messages.quoting() as errors:
+        runtime = trt.module.Runtime(trt.logger)
+        engine = runtime.deserialize_cuda_engine(model.read_bytes())
+    if engine is None:
+        raise MtmError(f"{model}: TensorRT {trt.version} cannot load this engine ({quoted(errors)}); {_REBUILD}")
+    return runtime, engine
+
+
+def import_cudart() -> Any:
+    """The CUDA runtime's Python bindings. Raises MtmError where cuda-python is not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MtmError(
+            f"backend tensorrt: expected the package cuda-python, found none that loads ({error}); install it "
+            "with pip install cuda-python"
+        ) from error
+    return runtime
+
+
+def _check(bindings: dict[str, Binding], metadata: ModelMetadata, model: Path) -> None:
+    """The engine's inputs and outputs are those its sidecar promises."""
+    (height, width), (out_height, out_width) = metadata.input_size, metadata.output_size
+    wanted = {INPUT_NAME: (True, (metadata.batch, 3, height, width))}
+    wanted |= {task.name: (False, (metadata.batch, task.channels, out_height, out_width)) for task in metadata.tasks}
+    found = {name: (binding.is_input, binding.host.shape) for name, binding in bindings.items()}
+    if found != wanted:
+        shapes = ", ".join(f"{name} {list(shape)}" for name, (_, shape) in found.items())
+        raise MtmError(f"{model}: expected the inputs and outputs its sidecar promises, found {shapes}; {_REBUILD}")
