@@ -1,0 +1,119 @@
+"""mtm-build-engine: an exported ONNX file to a TensorRT engine with its sidecar."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import Progress, TaskID
+
+from mtmamba.console import command, progress, say
+from mtmamba.files import only_candidate
+from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine, compute_capabilities_for
+from mtmamba.runtime.onnx_model import load_onnx
+from mtmamba.runtime.plugin import PluginLibrary, load_plugins
+from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
+
+
+@command(epilog="Example: mtm-build-engine best.onnx --fp16 --target sm_89")
+@click.argument("onnx", required=False, type=click.Path(path_type=Path))
+@click.option("--fp16/--fp32", "fp16", default=False, help="Precision of the engine; what FP16 would harm stays FP32.")
+@click.option(
+    "--flavour", type=click.Choice(FLAVOURS), help="Which TensorRT, where both are installed.  [default: the first]"
+)
+@click.option("--workspace", metavar="MIB", type=click.IntRange(min=1), help="Scratch memory layers may use, in MiB.")
+@click.option(
+    "--target", metavar="SM,...", help="Build ahead of time, with no GPU, for these architectures (sm_89,sm_120)."
+)
+@click.option(
+    "--plugin", metavar="PATH", type=click.Path(path_type=Path), help="A built plugin library, in place of our own."
+)
+@click.option(
+    "--output", "-o", metavar="PATH", type=click.Path(path_type=Path), help="The engine.  [default: NAME.fp16.engine]"
+)
+def main(
+    onnx: Path | None,
+    fp16: bool,
+    flavour: str | None,
+    workspace: int | None,
+    target: str | None,
+    plugin: Path | None,
+    output: Path | None,
+) -> dict[str, Any]:
+    """Build a TensorRT engine from ONNX (default: the one *.onnx in this folder).
+
+    The plugin library is built on first need and kept in ~/.cache/mtmamba. Every operator of ours in the file must
+    become a plugin layer, or no engine is written. NAME.engine.json beside the engine says what it was made from.
+    """
+    if onnx is None:
+        onnx = only_candidate(("*.onnx",), "ONNX model", "mtm-build-engine NAME.onnx", "mtm-export --ckpt CHECKPOINT")
+        say(f"using {onnx.name}")
+    trt = resolve(flavour)
+    precision = "fp16" if fp16 else "fp32"
+    targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target else ()
+    options = BuildOptions(precision=precision, workspace_mib=workspace, targets=targets)
+    compute_capabilities_for(trt, targets)  # before the plugins are built for nothing
+    model = load_onnx(onnx)
+    plugins = _load(trt, plugin) if model.op_counts or plugin else None
+    output = output or Path(f"{onnx.stem}.{precision}.engine")
+    with _bar(f"building {output.name}") as (bar, task):
+        built = build_engine(
+            trt,
+            model,
+            output,
+            options,
+            plugins,
+            lambda fraction, phase: bar.update(task, completed=round(100 * fraction), note=phase),
+        )
+    _tell(trt, built)
+    return _result(trt, model.path, built, plugins)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[tuple[Progress, TaskID]]:
+    with progress(unit="%") as bar:
+        yield bar, bar.add_task(title, total=100, note="")
+
+
+def _load(trt: TensorRT, library: Path | None) -> PluginLibrary:
+    with progress() as bar:
+        task: list[TaskID] = []
+
+        def on_step(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task("compiling the TensorRT plugins (once)", total=total, note=""))
+            bar.update(task[0], completed=done, total=total)
+
+        return load_plugins(trt, library, on_step)
+
+
+def _tell(trt: TensorRT, built: BuiltEngine) -> None:
+    side = built.sidecar
+    say(
+        f"{built.engine}: {side.precision}, {side.engine_bytes / 2**20:.1f} MiB, for compute capability "
+        f"{', '.join(side.compute_capabilities)}, built by {trt.flavour} {trt.version} in {built.seconds:.1f} s"
+    )
+    proof = "one for every operator of ours" if built.plugin_layers else "the model has no operator of ours"
+    say(f"  {built.layers} layers, {built.plugin_layers} of them mtmamba plugins: {proof}")
+    say(f"  {built.sidecar_path} says what it was made from")
+
+
+def _result(trt: TensorRT, onnx: Path, built: BuiltEngine, plugins: PluginLibrary | None) -> dict[str, Any]:
+    side = built.sidecar
+    return {
+        "engine": str(built.engine),
+        "sidecar": str(built.sidecar_path),
+        "onnx": str(onnx),
+        "bytes": side.engine_bytes,
+        "precision": side.precision,
+        "precision_plan": side.precision_plan,
+        "flavour": trt.flavour,
+        "tensorrt_version": trt.version,
+        "compute_capabilities": list(side.compute_capabilities),
+        "layers": built.layers,
+        "plugin_layers": built.plugin_layers,
+        "plugin_library": str(plugins.path) if plugins else None,
+        "plugin_hash": side.plugin_hash,
+        "seconds": round(built.seconds, 3),
+    }
