@@ -154,17 +154,39 @@ def test_shape_mismatch_is_named():
         run(inputs)
 
 
+def map_inputs(height, width, B=2, G=2, D=3, N=4, R=2):
+    rng = np.random.default_rng(1)
+    return {
+        "x": rng.normal(size=(B, G, D, height, width)),
+        "x_dbl": rng.normal(size=(B, G, 4, R + 2 * N, height, width)),
+        "dt_weight": rng.normal(size=(G, 4, D, R)),
+        "dt_bias": rng.normal(size=(G, 4, D)),
+        "A": -np.exp(rng.normal(size=(G, 4, D, N))),
+        "D": rng.normal(size=(G, 4, D)),
+    }
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 7), (6, 1), (5, 7), (8, 16)])
 def test_selective_scan_2d(height, width):
-    rng = np.random.default_rng(1)
-    B, G, D, N, R, K = 2, 3, 4, 5, 2, 4
-    arrays = {
-        "x": rng.normal(size=(B, G, D, height, width)),
-        "x_dbl": rng.normal(size=(B, G, K, R + 2 * N, height, width)),
-        "dt_weight": rng.normal(size=(G, K, D, R)),
-        "dt_bias": rng.normal(size=(G, K, D)),
-        "A": -np.exp(rng.normal(size=(G, K, D, N))),
-        "D": rng.normal(size=(G, K, D)),
-    }
-    found = selective_scan_2d(**{k: torch.from_numpy(v) for k, v in arrays.items()})
+    arrays = map_inputs(height, width)
+    found = selective_scan_2d(*map(torch.from_numpy, arrays.values()))
     np.testing.assert_allclose(found, selective_scan_2d_reference(**arrays), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 3)])
+def test_gradients_of_the_2d_scan(height, width):
+    tensors = [torch.from_numpy(v).requires_grad_() for v in map_inputs(height, width, B=1, D=2, N=2, R=1).values()]
+    assert torch.autograd.gradcheck(selective_scan_2d, tensors)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_2d_operator_is_well_formed_for_torch_library():
+    tensors = [torch.from_numpy(v).float().requires_grad_() for v in map_inputs(3, 4).values()]
+    torch.library.opcheck(torch.ops.mtmamba.selective_scan_2d.default, tensors)
+
+
+def test_2d_shape_mismatch_is_named():
+    tensors = dict(zip(map_inputs(3, 4), map(torch.from_numpy, map_inputs(3, 4).values()), strict=True))
+    tensors["D"] = tensors["D"][:, :3]
+    with pytest.raises(ValueError, match=r"expected D \(2, 4, 3\)"):
+        selective_scan_2d(**tensors)
