@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import cv2
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime import toolchain, trt
-from mtmamba.runtime.backends import devices
+from mtmamba.runtime import gpu, toolchain, trt
 from mtmamba.runtime.plugin_build import cached_library
 from mtmamba.runtime.video import CODECS, codec_works
 
@@ -49,10 +48,10 @@ def check_python() -> list[Finding]:
 
 def check_gpu() -> list[Finding]:
     gpus = []
-    for device in devices.find_gpus():
+    for device in gpu.find_gpus():
         major, minor = device.compute_capability
         gpus.append(f"{device.name}, sm_{major}{minor}, {device.memory_mib / 1024:.0f} GiB")
-    cuda, release = devices.cuda_of_driver(), devices.driver_release()
+    cuda, release = gpu.cuda_of_driver(), gpu.driver_release()
     driver = f"{release or 'release unknown'}, CUDA up to {cuda[0]}.{cuda[1]}" if cuda else None
     cost = "engines can be built (mtm-build-engine --target) but not run; mtm-run uses the CPU"
     install = "install NVIDIA's driver: https://www.nvidia.com/drivers"

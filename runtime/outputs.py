@@ -72,4 +72,4 @@ def raw_folder(folder: Path) -> Path:
 def write_raw(target: Path, predictions: dict[str, Prediction]) -> None:
     """One frame's predictions as a compressed npz, one array a task. Raises MtmError where it cannot be written."""
     with atomic_path(target) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **predictions)
+        np.savez_compressed(file, allow_pickle=False, **predictions)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtmamba.errors import MtmError
 from mtmamba.files import existing_file, only_candidate
-from mtmamba.runtime.backends import devices
+from mtmamba.runtime import gpu
 from mtmamba.runtime.backends.base import Backend
 
 __all__ = ["BACKENDS", "Backend", "default_model", "open_backend"]
@@ -32,12 +32,12 @@ def default_model(backend: str | None = None, folder: Path | None = None) -> tup
     """
     folder = folder or Path.cwd()
     if backend == "tensorrt":
-        devices.require_gpu()
+        gpu.require_gpu()
     if backend is not None:
         return only_candidate(_patterns(backend), f"{backend} model", "--model", MADE_BY[backend], folder), ""
     present = [name for name in BACKENDS if any(_candidates(name, folder))]
     note = ""
-    if present[:1] == ["tensorrt"] and len(present) > 1 and not devices.find_gpus():
+    if present[:1] == ["tensorrt"] and len(present) > 1 and not gpu.find_gpus():
         note = f"no NVIDIA GPU here: passing over {', '.join(path.name for path in _candidates('tensorrt', folder))}"
         present = present[1:]
     patterns = _patterns(present[0]) if present else tuple(p for name in BACKENDS for p in _patterns(name))
@@ -55,7 +55,7 @@ def open_backend(model: Path, backend: str | None = None) -> Backend:
     if backend is not None and backend not in BACKENDS:
         raise MtmError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     if (backend or backend_of(model)) == "tensorrt":
-        devices.require_gpu()
+        gpu.require_gpu()
     existing_file(model, "model")
     fits = backend_of(model)
     if backend is not None and backend != fits:

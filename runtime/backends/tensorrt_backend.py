@@ -19,7 +19,7 @@ from mtmamba.errors import MtmError
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.runtime import sidecar
 from mtmamba.runtime.backends.base import Array, Backend
-from mtmamba.runtime.backends.devices import Gpu, require_gpu
+from mtmamba.runtime.gpu import Gpu, require_gpu
 from mtmamba.runtime.plugin import load_plugins
 from mtmamba.runtime.trt import TensorRT, quoted, resolve
 

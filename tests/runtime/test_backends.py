@@ -12,8 +12,8 @@ from onnx import helper
 
 from mtmamba.errors import MtmError
 from mtmamba.metadata import METADATA_KEY, ModelMetadata
-from mtmamba.runtime import backends
-from mtmamba.runtime.backends import default_model, devices, open_backend
+from mtmamba.runtime import backends, gpu
+from mtmamba.runtime.backends import default_model, open_backend
 from mtmamba.tasks import dataset
 
 TASKS = [task.name for task in dataset("synthetic").tasks]
@@ -21,13 +21,13 @@ TASKS = [task.name for task in dataset("synthetic").tasks]
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "find_gpus", list)
+    monkeypatch.setattr(gpu, "find_gpus", list)
 
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = devices.Gpu(index=0, name="test GPU", compute_capability=(8, 9), memory_mib=1024)
-    monkeypatch.setattr(devices, "find_gpus", lambda: [device])
+    device = gpu.Gpu(index=0, name="test GPU", compute_capability=(8, 9), memory_mib=1024)
+    monkeypatch.setattr(gpu, "find_gpus", lambda: [device])
 
 
 def images_of(metadata: ModelMetadata, count: int) -> np.ndarray:
@@ -200,7 +200,7 @@ class TestDefaultModel:
         assert model == toy_onnx and note == "no NVIDIA GPU here: passing over a.engine"
 
     def test_an_engine_comes_first_with_one(self, toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices, "find_gpus", lambda: ["one"])
+        monkeypatch.setattr(gpu, "find_gpus", lambda: ["one"])
         (toy_onnx.parent / "a.engine").write_bytes(b"x")
         assert default_model(folder=toy_onnx.parent)[0].name == "a.engine"
 

@@ -15,11 +15,12 @@ import pytest
 from mtmamba.errors import MtmError
 from mtmamba.files import sha256
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
-from mtmamba.runtime.backends import devices, open_backend, tensorrt_backend
+from mtmamba.runtime import gpu
+from mtmamba.runtime.backends import open_backend, tensorrt_backend
 from mtmamba.runtime.sidecar import Sidecar, sidecar_path
 from mtmamba.runtime.trt import Messages, TensorRT
 
-GPU = devices.Gpu(index=0, name="test GPU", compute_capability=(8, 9), memory_mib=1024)
+GPU = gpu.Gpu(index=0, name="test GPU", compute_capability=(8, 9), memory_mib=1024)
 
 
 class FakeCuda:
@@ -139,7 +140,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
         __version__="1.2.3", Runtime=lambda logger: runtime, nptype=np.dtype, TensorIOMode=SimpleNamespace(INPUT=True)
     )
     trt = TensorRT(flavour="tensorrt", module=module, logger=None, messages=Messages())
-    monkeypatch.setattr(devices, "find_gpus", lambda: [GPU])
+    monkeypatch.setattr(gpu, "find_gpus", lambda: [GPU])
     monkeypatch.setattr(tensorrt_backend, "resolve", lambda flavour: trt)
     monkeypatch.setattr(tensorrt_backend, "import_cudart", lambda: cuda)
     path = tmp_path / "toy.engine"
@@ -243,7 +244,7 @@ def test_an_engine_for_something_else(
 
 @pytest.mark.gpu
 def test_a_real_engine_answers_as_onnxruntime_does(toy_onnx: Path, metadata: ModelMetadata) -> None:
-    if not devices.find_gpus():
+    if not gpu.find_gpus():
         pytest.skip("no NVIDIA GPU here")
     from mtmamba.runtime.engine import BuildOptions, build_engine
     from mtmamba.runtime.onnx_model import load_onnx

@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime import doctor, toolchain, trt
-from mtmamba.runtime.backends import devices
+from mtmamba.runtime import doctor, gpu, toolchain, trt
 from mtmamba.runtime.doctor import Finding
 from mtmamba.runtime.doctor_cli import main, render
 
@@ -20,9 +19,9 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*arguments: object) -> None:
         raise MtmError("found none; install it")
 
-    monkeypatch.setattr(devices, "find_gpus", list)
-    monkeypatch.setattr(devices, "cuda_of_driver", lambda: None)
-    monkeypatch.setattr(devices, "driver_release", lambda: None)
+    monkeypatch.setattr(gpu, "find_gpus", list)
+    monkeypatch.setattr(gpu, "cuda_of_driver", lambda: None)
+    monkeypatch.setattr(gpu, "driver_release", lambda: None)
     for module, name in ((toolchain, "find_nvcc"), (toolchain, "headers_dir"), (trt, "resolve")):
         monkeypatch.setattr(module, name, missing)
     monkeypatch.setattr(doctor, "cached_library", missing)
@@ -69,14 +68,14 @@ def test_what_is_here_is_found() -> None:
     assert findings["Python"].found == sys.version.split()[0]
     assert findings["PyTorch"].found == "2.9.0, CPU"
     assert ".mp4 " in findings["video writing"].found
-    assert findings["NVIDIA GPU"].ok == bool(devices.find_gpus())
+    assert findings["NVIDIA GPU"].ok == bool(gpu.find_gpus())
 
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = devices.Gpu(index=0, name="NVIDIA L4", compute_capability=(8, 9), memory_mib=23034)
-    monkeypatch.setattr(devices, "find_gpus", lambda: [card])
-    monkeypatch.setattr(devices, "cuda_of_driver", lambda: (13, 0))
-    monkeypatch.setattr(devices, "driver_release", lambda: "580.65.06")
+    card = gpu.Gpu(index=0, name="NVIDIA L4", compute_capability=(8, 9), memory_mib=23034)
+    monkeypatch.setattr(gpu, "find_gpus", lambda: [card])
+    monkeypatch.setattr(gpu, "cuda_of_driver", lambda: (13, 0))
+    monkeypatch.setattr(gpu, "driver_release", lambda: "580.65.06")
     found = [finding.found for finding in doctor.check_gpu()]
     assert found == ["NVIDIA L4, sm_89, 22 GiB", "580.65.06, CUDA up to 13.0"]
 

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime import run_cli
-from mtmamba.runtime.backends import devices
+from mtmamba.runtime import gpu, run_cli
 from mtmamba.runtime.backends.onnx_backend import OnnxBackend
 from mtmamba.runtime.mosaic import HEADER, plan_layout
 from mtmamba.runtime.run_cli import main
@@ -27,7 +26,7 @@ Reader = Callable[[Path], tuple[list[np.ndarray], float]]
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(devices, "find_gpus", list)
+    monkeypatch.setattr(gpu, "find_gpus", list)
 
 
 @pytest.fixture
