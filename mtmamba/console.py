@@ -68,7 +68,7 @@ def say(text: str = "") -> None:
 
 
 def progress(*, unit: str = "") -> Progress:
-    """A bar with counts, elapsed and remaining time on stderr; shows nothing in a pipe or under `--json`.
+    """A bar with counts, elapsed and remaining time on stderr; shows nothing where stderr is no terminal.
 
     A task may carry the field `note` (a rate, a loss), shown at the end of its line:
     ``bar.add_task("frames", total=n, note="")``.
@@ -85,6 +85,6 @@ def progress(*, unit: str = "") -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
-        disable=_quiet or not console.is_terminal,
+        disable=not console.is_terminal,
         transient=False,
     )

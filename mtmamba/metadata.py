@@ -58,10 +58,11 @@ class ModelMetadata:
             )
         known = {field.name for field in fields(cls)}
         try:
-            given = {
+            given: dict[str, Any] = {
                 key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
             }
-            return cls(**{**given, "config": ModelConfig.from_dict(values["config"])})
+            given["config"] = ModelConfig.from_dict(values["config"])
+            return cls(**given)
         except (KeyError, TypeError) as error:
             raise MtmError(
                 f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export"

@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Needs: Python 3.11 or 3.12 with venv, a C++ compiler, CMake 3.24, and a CUDA toolkit (nvcc) 12.8 or newer. No GPU.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+SOURCES := mtmamba export calib runtime tests benchmarks
+
+.PHONY: demo test lint types unit format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python benchmarks/demo.py --folder demo
+
+test: lint types unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' | xargs $(BIN)/clang-format --dry-run --Werror
+
+# mypy reads the installed layout, where export/ is mtmamba.export and so on.
+types: $(VENV)/.installed
+	rm -rf build/types && mkdir -p build/types/mtmamba
+	ln -s $(CURDIR)/mtmamba/* $(CURDIR)/export $(CURDIR)/calib $(CURDIR)/runtime build/types/mtmamba/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p mtmamba
+
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+	git ls-files '*.h' '*.cuh' '*.cu' '*.cpp' | xargs $(BIN)/clang-format -i
+
+# kernel-lens carries TensorRT's C++ headers; what it depends on is not needed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,cpu,rtx,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps kernel-lens
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo dist *.egg-info
