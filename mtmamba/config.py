@@ -6,6 +6,13 @@ from typing import Any
 from mtmamba.errors import MtmError
 from mtmamba.tasks import Task, dataset, tasks_of
 
+VARIANTS = ("mtmamba", "mtmamba++")
+"""MTMamba (ECCV 2024) and MTMamba++ (TPAMI 2025)."""
+
+CROSS_TASK = ("learned", "own", "shared", "none")
+"""What the third block of a decoder stage does. learned: the paper's cross-task block. own, shared: MTMamba's with its gate
+fixed to 0 (the task's own feature alone) or 1 (the shared feature alone), paper Table 6. none: no such block (STM only)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -15,6 +22,7 @@ class ModelConfig:
     embed_dim: C, channels of the finest encoder level. depths, num_heads, window_size: Swin's, four levels.
     d_state: N, state size of the scan. expand: inner channels D = expand * C. drop_path_encoder, drop_path_decoder:
     largest stochastic-depth rates. input_size: (height, width) in pixels the model is trained for; others work too.
+    variant: one of `VARIANTS`. cross_task: one of `CROSS_TASK`.
     """
 
     dataset: str
@@ -29,6 +37,8 @@ class ModelConfig:
     expand: int = 2
     drop_path_encoder: float = 0.3
     drop_path_decoder: float = 0.2
+    variant: str = "mtmamba"
+    cross_task: str = "learned"
 
     def __post_init__(self) -> None:
         self.task_list  # noqa: B018  raises for a dataset or a task that does not exist
@@ -45,6 +55,11 @@ class ModelConfig:
                 raise MtmError(f"{name} must be at least 1, found {value}")
         if len(self.input_size) != 2 or min(self.input_size) < 1:
             raise MtmError(f"input_size must be (height, width) in pixels, found {self.input_size}")
+        if self.variant not in VARIANTS:
+            raise MtmError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
+        modes = CROSS_TASK if self.variant == "mtmamba" else ("learned", "none")
+        if self.cross_task not in modes:
+            raise MtmError(f"cross_task {self.cross_task!r} is none of {', '.join(modes)}, which {self.variant} knows")
 
     @property
     def task_list(self) -> tuple[Task, ...]:
@@ -73,15 +88,18 @@ class ModelConfig:
                 f"unknown keys in the model configuration: {', '.join(unknown)}; this version of mtmamba knows "
                 f"{', '.join(known)}"
             )
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            return cls(**given)
         except TypeError as error:
             raise MtmError(f"incomplete or ill-typed model configuration: {error}") from error
 
 
 ENCODERS: dict[str, dict[str, Any]] = {
     # About a million parameters with its decoder: demos and tests.
-    "nano": {"embed_dim": 12, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 7},
+    "nano": {"embed_dim": 12, "expand": 1, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": 7},
     # Liu et al., "Swin Transformer", ICCV 2021, section 3.3; window 12 for Base and Large pretrained at 384.
     "swin-tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
     "swin-small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
@@ -90,9 +108,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(dataset_name: str, encoder: str = "swin-large", tasks: tuple[str, ...] | None = None) -> ModelConfig:
+def preset(
+    dataset_name: str,
+    encoder: str = "swin-large",
+    tasks: tuple[str, ...] | None = None,
+    variant: str = "mtmamba",
+    cross_task: str = "learned",
+) -> ModelConfig:
     """The configuration for a dataset (`nyudv2`, `pascal-context`, `cityscapes`, `synthetic`) and an encoder
     (`nano`, `swin-tiny`, `swin-small`, `swin-base`, `swin-large`), with all of the dataset's tasks unless `tasks` names some.
+    variant, cross_task: of `VARIANTS` and `CROSS_TASK`.
 
     Raises MtmError for a name that does not exist.
     """
@@ -101,12 +126,14 @@ def preset(dataset_name: str, encoder: str = "swin-large", tasks: tuple[str, ...
     data = dataset(dataset_name)
     names = tuple(task.name for task in tasks_of(dataset_name, tasks))
     # Small models trained from scratch are hurt by stochastic depth.
-    rates = {"drop_path_encoder": 0.0, "drop_path_decoder": 0.0} if encoder == "nano" else {}
+    rates: dict[str, Any] = {"drop_path_encoder": 0.0, "drop_path_decoder": 0.0} if encoder == "nano" else {}
     return ModelConfig(
         dataset=dataset_name,
         tasks=names,
         input_size=data.input_size,
         output_scale=data.output_scale,
+        variant=variant,
+        cross_task=cross_task,
         **ENCODERS[encoder],
         **rates,
     )

@@ -1,34 +1,17 @@
-"""The published checkpoints' layout: its tensor names, and the way to and from ours.
-
-Published: OpenMMLab's Swin and one module a task, as the paper's authors' checkpoints hold them. Ours: timm's Swin and tasks
-stacked along a leading dimension. Every tensor of either side has its place in the other.
-"""
+"""The published checkpoints' layout: reading a configuration off it, and the way to and from ours (`published_layout`)."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from mtmamba.config import ModelConfig
 from mtmamba.errors import MtmError
-from mtmamba.tasks import DATASETS
+from mtmamba.published_layout import places
+from mtmamba.tasks import DATASETS, Dataset
 
 DERIVED = ".relative_position_index"  # a buffer in the published files; computed here
-STAGES = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """One tensor of ours and the published tensors, one a task, that are stacked to make it.
-
-    permute: gives the order of the last axis of ours in terms of the published one (patch merging only), or None.
-    """
-
-    ours: str
-    published: tuple[str, ...]
-    permute: Callable[[int], Tensor] | None = None
 
 
 def is_published(state: Mapping[str, object]) -> bool:
@@ -51,15 +34,7 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
         return tuple(state[name].shape)
 
     tasks = tuple(match[1] for name in state if (match := re.fullmatch(r"final_project\.(\w+)\.weight", name)))
-    channels = {task: shape(f"final_project.{task}.weight")[0] for task in tasks}
-    fitting = [
-        data
-        for data in DATASETS.values()
-        if channels.items() <= {task.name: task.channels for task in data.tasks}.items() and channels
-    ]
-    if not fitting:
-        raise MtmError(f"published checkpoint: its tasks {channels} (name: channels) fit none of {', '.join(DATASETS)}")
-    data = next((data for data in fitting if len(data.tasks) == len(tasks)), fitting[0])
+    data = _fitting_dataset({task: shape(f"final_project.{task}.weight")[0] for task in tasks})
     depths, heads = [], []
     for level in range(4):
         blocks = {m[1] for name in state if (m := re.match(rf"backbone\.stages\.{level}\.blocks\.(\d+)\.", name))}
@@ -67,7 +42,9 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
         heads.append(shape(f"backbone.stages.{level}.blocks.0.attn.w_msa.relative_position_bias_table")[1])
     bias_rows = shape("backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table")[0]
     embed_dim = shape("backbone.patch_embed.projection.weight")[0]
-    inner, d_state = shape(f"block_1.{tasks[0]}_2.op.A_logs")
+    plus = any(name.startswith("block_stm.") for name in state)
+    stm = f"block_stm.{tasks[0]}_2.0" if plus else f"block_1.{tasks[0]}_2"
+    inner, d_state = shape(f"{stm}.op.A_logs")
     return ModelConfig(
         dataset=data.name,
         tasks=tasks,
@@ -79,7 +56,34 @@ def infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
         output_scale=data.output_scale,
         d_state=d_state,
         expand=inner // (4 * embed_dim),
+        variant="mtmamba++" if plus else "mtmamba",
+        cross_task=_cross_task(set(state), plus),
     )
+
+
+def _fitting_dataset(channels: dict[str, int]) -> Dataset:
+    """The dataset with these tasks (name -> channels), all of its tasks if there is one such."""
+    fitting = [
+        data
+        for data in DATASETS.values()
+        if channels.items() <= {task.name: task.channels for task in data.tasks}.items() and channels
+    ]
+    if not fitting:
+        raise MtmError(f"published checkpoint: its tasks {channels} (name: channels) fit none of {', '.join(DATASETS)}")
+    return next((data for data in fitting if len(data.tasks) == len(channels)), fitting[0])
+
+
+def _cross_task(names: set[str], plus: bool) -> str:
+    """`ModelConfig.cross_task` by the parts of the cross-task block that are there."""
+
+    def has(pattern: str) -> bool:
+        return any(re.match(pattern, name) for name in names)
+
+    if not has(r"block_(3|ctm)\."):
+        return "none"
+    if plus or has(r"block_3\.\d\.in_proj\."):  # the gate
+        return "learned"
+    return "shared" if has(r"block_3\.\d\.op_share\.") else "own"
 
 
 def from_published(
@@ -87,147 +91,41 @@ def from_published(
 ) -> dict[str, Tensor]:
     """Our state dict from a published one. shapes: name -> shape of every tensor of our model.
 
-    Raises MtmError naming the tensors that are missing, unexpected or of the wrong size.
+    Raises MtmError naming the tensors that are missing, unexpected or of the wrong shape.
     """
     state = _bare(state)
-    places = list(_places(config))
-    wanted = {name for place in places for name in place.published}
+    all_places = list(places(config))
+    wanted = {name for place in all_places for name in place.published}
     found = {name for name in state if not name.endswith(DERIVED)}
     _refuse("missing", wanted - found)
     _refuse("unexpected", found - wanted)
     result = {}
-    for place in places:
+    for place in all_places:
         tensors = [state[name] for name in place.published]
-        expected = shapes[place.ours]
+        shape = tuple(shapes[place.ours])
+        expected = place.published_shape(shape, len(tensors))
         for name, tensor in zip(place.published, tensors, strict=True):
-            if tensor.numel() * len(tensors) != expected.numel():
+            if tuple(tensor.shape) != expected:
                 raise MtmError(
-                    f"published checkpoint: tensor {name} has shape {tuple(tensor.shape)}, but {place.ours} {tuple(expected)} "
-                    f"is made of {len(tensors)} such tensors; the file does not fit its own configuration"
+                    f"published checkpoint: tensor {name} has shape {tuple(tensor.shape)}, expected {expected}; "
+                    "the file does not fit its own configuration"
                 )
-        value = torch.stack(tensors).reshape(expected)
+        value = torch.stack(tensors).reshape(shape)
         result[place.ours] = value[..., place.permute(value.shape[-1])] if place.permute else value
     return result
 
 
 def to_published(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The published state dict of ours, the inverse of `from_published` bit for bit (without the derived buffers)."""
-    result = {}
-    for place in _places(config):
+    result: dict[str, Tensor] = {}
+    for place in places(config):
         value = state[place.ours]
         if place.permute:
             value = value[..., torch.argsort(place.permute(value.shape[-1]))]
-        parts = value.reshape(len(place.published), *_published_shape(place, value))
+        count = len(place.published)
+        parts = value.reshape(count, *place.published_shape(tuple(value.shape), count))
         result.update(zip(place.published, parts.unbind(0), strict=True))
     return result
-
-
-def _published_shape(place: _Place, value: Tensor) -> tuple[int, ...]:
-    name, count = place.published[0], len(place.published)
-    if name.startswith("final_project.") and name.endswith(".weight"):
-        return (*value.shape, 1, 1)
-    if name.endswith(".A_logs"):
-        return -1, value.shape[-1]
-    if name.endswith(".Ds"):
-        return (-1,)
-    if ".conv2d." in name:
-        return (value.shape[0] // count, *value.shape[1:])
-    stacked = (
-        value.shape[0] == count and not name.startswith(("backbone.", "final_project.")) and ".norm_share." not in name
-    )
-    return tuple(value.shape[1:] if stacked else value.shape)
-
-
-def _places(config: ModelConfig) -> Iterator[_Place]:
-    yield from _encoder_places(config)
-    for stage in range(STAGES):
-        yield from _stage_places(config, stage)
-    for task in config.tasks:
-        for tail in ("expand.weight", "norm.weight", "norm.bias"):
-            yield _Place(ours=f"heads.{task}.expand.{tail}", published=(f"final_expand.{task}.{tail}",))
-        for tail in ("weight", "bias"):
-            yield _Place(ours=f"heads.{task}.project.{tail}", published=(f"final_project.{task}.{tail}",))
-
-
-def _encoder_places(config: ModelConfig) -> Iterator[_Place]:
-    def place(ours: str, published: str, permute: Callable[[int], Tensor] | None = None) -> _Place:
-        return _Place(ours=f"encoder.{ours}", published=(f"backbone.{published}",), permute=permute)
-
-    pairs = ("weight", "bias")
-    for tail in pairs:
-        yield place(f"patch_embed.proj.{tail}", f"patch_embed.projection.{tail}")
-        yield place(f"patch_embed.norm.{tail}", f"patch_embed.norm.{tail}")
-    for level, depth in enumerate(config.depths):
-        for tail in pairs:
-            yield place(f"norms.{level}.{tail}", f"norm{level}.{tail}")
-        for block in range(depth):
-            ours, theirs = f"layers.{level}.blocks.{block}", f"stages.{level}.blocks.{block}"
-            yield place(
-                f"{ours}.attn.relative_position_bias_table", f"{theirs}.attn.w_msa.relative_position_bias_table"
-            )
-            for our_part, their_part in _BLOCK_PARTS.items():
-                for tail in pairs:
-                    yield place(f"{ours}.{our_part}.{tail}", f"{theirs}.{their_part}.{tail}")
-        if level > 0:
-            for tail in ("norm.weight", "norm.bias", "reduction.weight"):
-                yield place(f"layers.{level}.downsample.{tail}", f"stages.{level - 1}.downsample.{tail}", _merge_order)
-
-
-_BLOCK_PARTS = {
-    "norm1": "norm1",
-    "attn.qkv": "attn.w_msa.qkv",
-    "attn.proj": "attn.w_msa.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "ffn.layers.0.0",
-    "mlp.fc2": "ffn.layers.1",
-}
-
-
-def _merge_order(features: int) -> Tensor:
-    """Patch merging's 4C inputs: published c*4 + kh*2 + kw, timm (kw*2 + kh)*C + c. Index of the published, by timm's."""
-    return torch.arange(features).reshape(-1, 2, 2).permute(2, 1, 0).flatten()  # [C, kh, kw] -> [kw, kh, C]
-
-
-_SS2D_PARTS = {
-    "conv_weight": "conv2d.weight",
-    "conv_bias": "conv2d.bias",
-    "x_proj": "x_proj_weight",
-    "dt_weight": "dt_projs_weight",
-    "dt_bias": "dt_projs_bias",
-    "A_log": "A_logs",
-    "D": "Ds",
-    "norm.weight": "out_norm.weight",
-    "norm.bias": "out_norm.bias",
-}
-
-
-def _stage_places(config: ModelConfig, stage: int) -> Iterator[_Place]:
-    def place(ours: str, published: str) -> _Place:
-        names = tuple(published.format(task=task) for task in config.tasks) if "{task}" in published else (published,)
-        return _Place(ours=f"stages.{stage}.{ours}", published=names)
-
-    for tail in ("expand.weight", "norm.weight", "norm.bias"):
-        yield place(f"expand.{tail}", f"expand_layers.{{task}}_{stage}.{tail}")
-    for tail in ("weight", "bias"):
-        yield place(f"concat.{tail}", f"concat_layers.{{task}}_{stage}.{tail}")
-    for index in (0, 1):
-        ours, theirs = f"stm.{index}", f"block_{index + 1}.{{task}}_{stage}"
-        for tail in ("norm.weight", "norm.bias"):
-            yield place(f"{ours}.{tail}", f"{theirs}.{tail}")
-        for tail in ("in_proj.weight", "out_proj.weight"):
-            yield place(f"{ours}.{tail}", f"{theirs}.op.{tail}")
-        for our_part, their_part in _SS2D_PARTS.items():
-            yield place(f"{ours}.ss2d.{our_part}", f"{theirs}.op.{their_part}")
-    block = f"block_3.{stage}"
-    for tail in ("weight", "bias"):
-        yield place(f"ctm.norm_shared.{tail}", f"{block}.norm_share.{tail}")
-        yield place(f"ctm.norm.{tail}", f"{block}.norm.{{task}}.{tail}")
-    yield place("ctm.gate.weight", f"{block}.in_proj.{{task}}.weight")
-    yield place("ctm.out_proj.weight", f"{block}.out_proj.{{task}}.weight")
-    for ours, theirs in (("shared", f"{block}.op_share"), ("own", f"{block}.op.{{task}}")):
-        yield place(f"ctm.{ours}.in_proj.weight", f"{theirs}.in_proj.weight")
-        for our_part, their_part in _SS2D_PARTS.items():
-            yield place(f"ctm.{ours}.ss2d.{our_part}", f"{theirs}.{their_part}")
 
 
 def _bare(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

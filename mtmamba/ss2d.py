@@ -18,7 +18,8 @@ STEP_RANGE = (1e-3, 1e-1)  # the step softplus(dt_bias) starts log-uniform in th
 class SS2D(nn.Module):
     """Depthwise 3x3 convolution, SiLU, four selective scans, LayerNorm: [G tasks] [B, G, D, H, W] -> [B, G, H, W, D].
 
-    model_dim: C, which sets the rank R = ceil(C / 16); inner_dim: D; d_state: N.
+    model_dim: C, which sets the rank R = ceil(C / 16); inner_dim: D; d_state: N. forward's `cross`, of x's shape, is what the
+    low-rank step, B and C are projected from instead of the convolved x (MTMamba++'s cross SSM, TPAMI 2025 section 3.4).
     """
 
     def __init__(self, groups: int, model_dim: int, inner_dim: int, d_state: int) -> None:
@@ -36,11 +37,12 @@ class SS2D(nn.Module):
         self.D = nn.Parameter(torch.ones(G, K, D))
         self.norm = StackedLayerNorm(G, D)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cross: Tensor | None = None) -> Tensor:
         groups, channels = x.shape[1:3]
         x = F.conv2d(x.flatten(1, 2), self.conv_weight, self.conv_bias, padding=1, groups=groups * channels)
         x = F.silu(x).unflatten(1, (groups, channels))
-        x_dbl = torch.matmul(self.x_proj.flatten(1, 2), x.flatten(3))  # [B, G, K (R+2N), L]
+        source = x if cross is None else cross
+        x_dbl = torch.matmul(self.x_proj.flatten(1, 2), source.flatten(3))  # [B, G, K (R+2N), L]
         x_dbl = x_dbl.unflatten(2, (DIRECTIONS, -1)).unflatten(4, x.shape[3:])
         A = -torch.exp(self.A_log)
         return self.norm(selective_scan_2d(x, x_dbl, self.dt_weight, self.dt_bias, A, self.D))

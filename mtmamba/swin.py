@@ -14,6 +14,8 @@ from timm.layers import DropPath, Mlp, PatchEmbed
 from timm.models.swin_transformer import PatchMerging, WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
+from mtmamba.recompute import run
+
 MASKED = -100.0  # added to the attention logits of pixels that are no neighbours before the roll
 
 
@@ -84,11 +86,12 @@ class SwinLevel(nn.Module):
             SwinBlock(dim, heads, window, shift=window // 2 if i % 2 else 0, drop_path=drop_paths[i])
             for i in range(depth)
         )
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         for block in self.blocks:
-            x = block(x)
+            x = run(block, x, recompute=self.recompute)
         return x
 
 
