@@ -57,6 +57,7 @@ def main(
     """
     _require_packages()
     from mtmamba.checkpoint import load_checkpoint
+    from mtmamba.export.contract import count_nodes
     from mtmamba.export.torch_to_onnx import export_model
     from mtmamba.export.verify import compare, require_equal
 
@@ -79,7 +80,7 @@ def main(
         bar.update(step, advance=1, description="done")
     height, width = size or model.config.input_size
     seconds = time.perf_counter() - started
-    scans = sum(node.domain == "mtmamba" for node in proto.graph.node)
+    scans = count_nodes(proto)
     say(
         f"{output}: {height}x{width}, batch {batch}, opset {opset}, {len(proto.graph.node)} nodes ({scans} scans), "
         f"{output.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s"

@@ -1,36 +1,56 @@
-"""The exported operator's name, inputs and ONNX schema: what export writes and runtimes look for. Needs onnx, not torch."""
+"""The exported operators' names, inputs and ONNX schemas: what export writes and runtimes look for. Needs onnx, not torch."""
+
+from dataclasses import dataclass, field
 
 from onnx import ModelProto, defs
+from onnx.helper import make_attribute
 
 DOMAIN = "mtmamba"
 DOMAIN_VERSION = 1
-SELECTIVE_SCAN = "SelectiveScan"
-SELECTIVE_SCAN_INPUTS = ("u", "delta", "A", "B", "C", "D", "delta_bias")
-SELECTIVE_SCAN_FLOAT_INPUTS = ("A", "D", "delta_bias")
-"""Inputs that are float32 whatever the type of the others."""
 SOFTPLUS_ATTRIBUTE = "delta_softplus"
 
 
-def register_schema() -> None:
-    """Tell onnx about the operator, once a process; the torch exporter needs to find its schema."""
-    if defs.has(SELECTIVE_SCAN, DOMAIN_VERSION, DOMAIN):
-        return
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """float_inputs: inputs that are float32 whatever the type of the others. attributes: integers, name -> default."""
+
+    name: str
+    inputs: tuple[str, ...]
+    float_inputs: frozenset[str]
+    attributes: dict[str, int] = field(default_factory=dict)
+
+
+SELECTIVE_SCAN = Operator(
+    name="SelectiveScan",
+    inputs=("u", "delta", "A", "B", "C", "D", "delta_bias"),
+    float_inputs=frozenset({"A", "D", "delta_bias"}),
+    attributes={SOFTPLUS_ATTRIBUTE: 1},
+)
+SELECTIVE_SCAN_2D = Operator(
+    name="SelectiveScan2D",
+    inputs=("x", "x_dbl", "dt_weight", "dt_bias", "A", "D"),
+    float_inputs=frozenset({"dt_weight", "dt_bias", "A", "D"}),
+)
+OPERATORS = {operator.name: operator for operator in (SELECTIVE_SCAN, SELECTIVE_SCAN_2D)}
+
+
+def register_schemas() -> None:
+    """Tell onnx about the operators, once a process; the torch exporter needs to find their schemas."""
+    for operator in OPERATORS.values():
+        if not defs.has(operator.name, DOMAIN_VERSION, DOMAIN):
+            defs.register_schema(_schema(operator))
+
+
+def _schema(operator: Operator) -> defs.OpSchema:
     parameter, attribute = defs.OpSchema.FormalParameter, defs.OpSchema.Attribute
-    defs.register_schema(
-        defs.OpSchema(
-            SELECTIVE_SCAN,
-            DOMAIN,
-            DOMAIN_VERSION,
-            inputs=[
-                parameter(name, "tensor(float)" if name in SELECTIVE_SCAN_FLOAT_INPUTS else "T")
-                for name in SELECTIVE_SCAN_INPUTS
-            ],
-            outputs=[parameter("y", "T")],
-            type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "u, delta, B, C and y")],
-            attributes=[
-                attribute(SOFTPLUS_ATTRIBUTE, defs.OpSchema.AttrType.INT, "1: the step is softplus(delta + bias)")
-            ],
-        )
+    return defs.OpSchema(
+        operator.name,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[parameter(name, "tensor(float)" if name in operator.float_inputs else "T") for name in operator.inputs],
+        outputs=[parameter("y", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "the other tensors")],
+        attributes=[attribute(name, make_attribute(name, value)) for name, value in operator.attributes.items()],
     )
 
 

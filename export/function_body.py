@@ -1,14 +1,23 @@
-"""The selective scan as an ONNX function: a body of standard operators, so that any ONNX runtime runs the exported file.
+"""The operators as ONNX functions: bodies of standard operators, so that any ONNX runtime runs the exported file.
 
 B batch, D channels, L tokens, N states, G groups, R = D / G; a tile is TILE tokens.
 The body is chunked: a `Scan` steps over tiles, so that memory is bounded whatever L is, and within a tile the exponentials, the
 inputs and the sum over states are one operator each; only the recurrence itself goes token by token.
 """
 
+from typing import Any
+
 import numpy as np
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mtmamba.export.contract import DOMAIN, SELECTIVE_SCAN, SELECTIVE_SCAN_INPUTS, SOFTPLUS_ATTRIBUTE
+from mtmamba.export.contract import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    SELECTIVE_SCAN,
+    SELECTIVE_SCAN_2D,
+    SOFTPLUS_ATTRIBUTE,
+    Operator,
+)
 
 TILE = 16  # tokens; the fastest of 4, 8, 16 and 32 on ONNX Runtime's CPU provider
 
@@ -21,13 +30,13 @@ class _Nodes:
         self.list: list[NodeProto] = []
         self.prefix = prefix
 
-    def op(self, kind: str, *inputs: str, name: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, name: str, **attributes: Any) -> str:
         self.list.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
-    def split(self, source: str, count: int) -> list[str]:
+    def split(self, source: str, count: int, axis: int = 0) -> list[str]:
         names = [f"{source}_{i}" for i in range(count)]
-        self.list.append(helper.make_node("Split", [source], names, axis=0, num_outputs=count))
+        self.list.append(helper.make_node("Split", [source], names, axis=axis, num_outputs=count))
         return names
 
     def int(self, value: int) -> str:
@@ -37,13 +46,18 @@ class _Nodes:
         return self.op("Constant", name=name, value=numpy_helper.from_array(np.array([value], np.int64), name))
 
 
+def functions(opset: int) -> list[FunctionProto]:
+    """The bodies of all operators; opset: of the default domain, 18 or later."""
+    return [selective_scan_function(opset), selective_scan_2d_function(opset)]
+
+
 def selective_scan_function(opset: int) -> FunctionProto:
     """`mtmamba::SelectiveScan`(u, delta [B,D,L], A [D,N], B, C [B,G,N,L], D, delta_bias [D]; delta_softplus) -> y [B,D,L].
 
     Computes in float32 whatever the tensors' type and answers in u's type. opset: of the default domain, 18 or later.
     """
     f = _Nodes()
-    for name in SELECTIVE_SCAN_INPUTS:
+    for name in SELECTIVE_SCAN.inputs:
         f.op("Cast", name, name=f"{name}_32", to=TensorProto.FLOAT)
     _step(f)
     f.op("Mul", "step", "u_32", name="step_u")
@@ -65,14 +79,18 @@ def selective_scan_function(opset: int) -> FunctionProto:
     f.op("Slice", "y_padded", f.int(0), "length", f.int(2), name="y_scan")
     f.op("Mul", "u_32", f.op("Unsqueeze", "D_32", f.int(-1), name="D_column"), name="skip")
     f.op("CastLike", f.op("Add", "y_scan", "skip", name="y_32"), "u", name="y")
+    return _function(SELECTIVE_SCAN, f, opset)
+
+
+def _function(operator: Operator, nodes: _Nodes, opset: int) -> FunctionProto:
     return helper.make_function(
         DOMAIN,
-        SELECTIVE_SCAN,
-        list(SELECTIVE_SCAN_INPUTS),
+        operator.name,
+        list(operator.inputs),
         ["y"],
-        f.list,
-        [helper.make_opsetid("", opset)],
-        attribute_protos=[helper.make_attribute(SOFTPLUS_ATTRIBUTE, 1)],
+        nodes.list,
+        [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
+        attribute_protos=[helper.make_attribute(name, value) for name, value in operator.attributes.items()],
     )
 
 
@@ -127,3 +145,82 @@ def _tile_body() -> GraphProto:
 
     inputs = [value(name) for name in ("h_in", "step_t", "step_u_t", "B_t", "C_t")]
     return helper.make_graph(f.list, "tile", inputs, [value("h_out"), value("y_t")])
+
+
+def selective_scan_2d_function(opset: int) -> FunctionProto:
+    """`mtmamba::SelectiveScan2D`(x [B,G,D,H,W], x_dbl [B,G,K,R+2N,H,W], dt_weight [G,K,D,R], dt_bias [G,K,D], A [G,K,D,N],
+    D [G,K,D]) -> y [B,G,H,W,D]: four orders of the map, one `SelectiveScan` over all of them, and their sum.
+    """
+    f = _Nodes()
+    for name in ("x", "x_dbl"):
+        f.op("Cast", name, name=f"{name}_32", to=TensorProto.FLOAT)
+    for name, source, start in (("batch", "x", 0), ("groups", "x", 1), ("height", "x", 3), ("width", "x", 4)):
+        f.op("Shape", source, name=name, start=start, end=start + 1)
+    f.op("Shape", "dt_weight", name="rank", start=3, end=4)
+    f.op("Shape", "A", name="states", start=3, end=4)
+
+    f.op("Unsqueeze", "x_32", f.int(2), name="x_direction")
+    rows, columns = _rows(f, "x_direction"), _columns(f, "x_direction")
+    f.op("Concat", rows, columns, _flip(f, rows), _flip(f, columns), name="x_ordered", axis=2)  # [B, G, K, D, L]
+    of_map = f.split("x_dbl_32", 4, axis=2)
+    ordered = [
+        _rows(f, of_map[0]),
+        _columns(f, of_map[1]),
+        _flip(f, _rows(f, of_map[2])),
+        _flip(f, _columns(f, of_map[3])),
+    ]
+    f.op("Concat", *ordered, name="dbl_ordered", axis=2)  # [B, G, K, R+2N, L]
+    f.op("Concat", "rank", "states", "states", name="parts", axis=0)
+    f.list.append(helper.make_node("Split", ["dbl_ordered", "parts"], ["low", "B", "C"], axis=3))
+    f.op("MatMul", "dt_weight", "low", name="delta")  # [B, G, K, D, L]
+
+    f.op("Mul", "height", "width", name="length")
+    f.op("Concat", "batch", f.int(-1), "length", name="shape_channels", axis=0)
+    f.op("Concat", "batch", f.int(-1), "states", "length", name="shape_states", axis=0)
+    f.op("Concat", f.int(-1), "states", name="shape_A", axis=0)
+    scan = [
+        f.op("Reshape", source, shape, name=f"{source}_scan")
+        for source, shape in (
+            ("x_ordered", "shape_channels"),
+            ("delta", "shape_channels"),
+            ("A", "shape_A"),
+            ("B", "shape_states"),
+            ("C", "shape_states"),
+            ("D", f.int(-1)),
+            ("dt_bias", f.int(-1)),
+        )
+    ]
+    f.op(SELECTIVE_SCAN.name, *scan, name="y_scan", domain=DOMAIN, **SELECTIVE_SCAN.attributes)
+
+    f.op("Concat", "batch", "groups", f.int(4), f.int(-1), "length", name="shape_y", axis=0)
+    y = f.split(f.op("Reshape", "y_scan", "shape_y", name="y_directions"), 4, axis=2)  # each [B, G, 1, D, L]
+    f.op("Add", y[0], _flip(f, y[2]), name="y_rows")
+    f.op("Add", y[1], _flip(f, y[3]), name="y_columns")
+    f.op("Concat", "batch", "groups", f.int(-1), "height", "width", name="shape_rows", axis=0)
+    f.op("Concat", "batch", "groups", f.int(-1), "width", "height", name="shape_columns", axis=0)
+    f.op("Transpose", f.op("Reshape", "y_rows", "shape_rows", name="y_hw"), name="rows_last", perm=[0, 1, 3, 4, 2])
+    f.op(
+        "Transpose",
+        f.op("Reshape", "y_columns", "shape_columns", name="y_wh"),
+        name="columns_last",
+        perm=[0, 1, 4, 3, 2],
+    )
+    f.op("CastLike", f.op("Add", "rows_last", "columns_last", name="y_32"), "x", name="y")
+    return _function(SELECTIVE_SCAN_2D, f, opset)
+
+
+def _rows(f: _Nodes, source: str) -> str:
+    """[B, G, K, C, H, W] -> [B, G, K, C, L] row by row."""
+    shape = f"{source}_kept"
+    f.op("Constant", name=shape, value=numpy_helper.from_array(np.array([0, 0, 0, 0, -1], np.int64), shape))
+    return f.op("Reshape", source, shape, name=f"{source}_flat")
+
+
+def _columns(f: _Nodes, source: str) -> str:
+    """[B, G, K, C, H, W] -> [B, G, K, C, L] column by column."""
+    return _rows(f, f.op("Transpose", source, name=f"{source}_turned", perm=[0, 1, 2, 3, 5, 4]))
+
+
+def _flip(f: _Nodes, source: str) -> str:
+    """Reverse the last axis."""
+    return f.op("Slice", source, f.int(-1), f.int(-(2**62)), f.int(-1), f.int(-1), name=f"{source}_back")

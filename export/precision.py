@@ -10,12 +10,15 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 
 from mtmamba.calib.plan import FP16_MAX, PrecisionPlan
 from mtmamba.errors import MtmError
-from mtmamba.export.contract import DOMAIN, SELECTIVE_SCAN, SELECTIVE_SCAN_FLOAT_INPUTS, SELECTIVE_SCAN_INPUTS
+from mtmamba.export.contract import DOMAIN, OPERATORS, SELECTIVE_SCAN, SELECTIVE_SCAN_2D
 
 FP32, FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
 
 ALWAYS_FP32_INPUTS: dict[tuple[str, str], frozenset[int]] = {
-    (DOMAIN, SELECTIVE_SCAN): frozenset(SELECTIVE_SCAN_INPUTS.index(name) for name in SELECTIVE_SCAN_FLOAT_INPUTS),
+    **{
+        (DOMAIN, operator.name): frozenset(map(operator.inputs.index, operator.float_inputs))
+        for operator in OPERATORS.values()
+    },
     ("", "Resize"): frozenset({1, 2}),  # region and scales: FP32 by the operator's definition
 }
 
@@ -154,6 +157,7 @@ def _float_tensors(model: ModelProto) -> set[str]:
         if len(tensor.raw_data) > sizes:
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
+    _stand_ins(light)
     inferred = shape_inference.infer_shapes(light, check_type=False)
     values = [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -167,6 +171,18 @@ def _float_tensors(model: ModelProto) -> set[str]:
             "export the model again with mtm-export"
         )
     return {name for name, kind in types.items() if kind == FP32}
+
+
+def _stand_ins(model: ModelProto) -> None:
+    """Put standard operators with outputs of the same type and shape in the place of ours, which onnx cannot infer through."""
+    for node in model.graph.node:
+        if node.domain == DOMAIN:
+            perm = SHAPE_STAND_INS[node.op_type]
+            node.CopyFrom(helper.make_node("Transpose", node.input[:1], node.output, perm=perm))
+
+
+SHAPE_STAND_INS = {SELECTIVE_SCAN.name: [0, 1, 2], SELECTIVE_SCAN_2D.name: [0, 1, 3, 4, 2]}
+"""Operator -> the permutation of its first input's axes that gives its output's."""
 
 
 def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:

@@ -3,9 +3,10 @@
 import logging
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata as packages
+from typing import Any
 
 import onnx
 import onnx_ir.passes.common as ir_passes
@@ -16,8 +17,8 @@ from onnxscript import optimizer
 
 import mtmamba.ops  # noqa: F401  registers torch.ops.mtmamba
 from mtmamba.errors import MtmError
-from mtmamba.export.contract import DOMAIN, DOMAIN_VERSION, SOFTPLUS_ATTRIBUTE, register_schema
-from mtmamba.export.function_body import selective_scan_function
+from mtmamba.export.contract import DOMAIN, DOMAIN_VERSION, SOFTPLUS_ATTRIBUTE, register_schemas
+from mtmamba.export.function_body import functions
 from mtmamba.export.metadata import write_metadata
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.model import MTMamba
@@ -46,7 +47,7 @@ def export_model(
         raise MtmError(f"opset {opset} is not supported; choose one of {OPSETS[0]} to {OPSETS[1]} with --opset")
     if min(height, width) < 1 or batch < 1:
         raise MtmError(f"expected a size and a batch of at least 1, found {height}x{width} and batch {batch}")
-    register_schema()
+    register_schemas()
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
@@ -55,7 +56,7 @@ def export_model(
             opset_version=opset,
             input_names=[INPUT_NAME],
             output_names=list(model.config.tasks),
-            custom_translation_table={torch.ops.mtmamba.selective_scan.default: _translate_selective_scan},
+            custom_translation_table=TRANSLATIONS,
             optimize=False,  # its rewrite rules take a minute and find nothing here; folding is all there is to do
             verbose=False,
         )
@@ -70,7 +71,7 @@ def export_model(
             clean(program.model)
         proto = program.model_proto
     _strip_traces(proto)
-    proto.functions.append(selective_scan_function(opset))
+    proto.functions.extend(functions(opset))
     if not any(entry.domain == DOMAIN for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
     write_metadata(
@@ -99,6 +100,17 @@ _mtmamba = onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION)
 def _translate_selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus=True):  # type: ignore[no-untyped-def]
     attributes = {SOFTPLUS_ATTRIBUTE: int(delta_softplus)}
     return _mtmamba.SelectiveScan(u, delta, A, B, C, D, delta_bias, **attributes)
+
+
+def _translate_selective_scan_2d(x, x_dbl, dt_weight, dt_bias, A, D):  # type: ignore[no-untyped-def]
+    return _mtmamba.SelectiveScan2D(x, x_dbl, dt_weight, dt_bias, A, D)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.mtmamba.selective_scan.default: _translate_selective_scan,
+    torch.ops.mtmamba.selective_scan_2d.default: _translate_selective_scan_2d,
+}
+"""torch operator -> the onnxscript function that writes its node; for `torch.onnx.export(custom_translation_table=...)`."""
 
 
 @contextmanager

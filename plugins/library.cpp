@@ -2,19 +2,19 @@
 #include <NvInferRuntime.h>
 
 #include "common/log.h"
-#include "selective_scan/plugin.h"
+#include "common/plugin.h"
+#include "selective_scan/op.h"
+#include "selective_scan_2d/op.h"
 
 #define MTMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace {
-mtmamba::SelectiveScanCreator selectiveScanCreator;
-} // namespace
-
 // Called by IPluginRegistry::loadLibrary.
 MTMAMBA_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&selectiveScanCreator};
-    count = 1;
-    return creators;
+    static mtmamba::OpCreator creators[] = {mtmamba::OpCreator(mtmamba::kSelectiveScan),
+                                            mtmamba::OpCreator(mtmamba::kSelectiveScan2D)};
+    static nvinfer1::IPluginCreatorInterface* const list[] = {&creators[0], &creators[1]};
+    count = 2;
+    return list;
 }
 
 // The list of version-2 creators (nvinfer1::IPluginCreator), which some versions look for beside getCreators: there are

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mtmamba.cache import cache_dir, work_dir
 from mtmamba.errors import MtmError
-from mtmamba.runtime.cache import cache_dir, work_dir
 from mtmamba.runtime.toolchain import Toolchain, find_toolchain
 
 LIBRARY = "libmtmamba_plugins.so"

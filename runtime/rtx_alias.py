@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from mtmamba.cache import cache_dir, work_dir
 from mtmamba.errors import MtmError
-from mtmamba.runtime.cache import cache_dir, work_dir
 
 NAME = "libtensorrt_rtx.so"
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import mtmamba
 from mtmamba.errors import MtmError
+from mtmamba.native import source_dir
 
 HEADER = "NvInferRuntime.h"
 SYSTEM_HEADERS = (
@@ -21,6 +21,7 @@ SYSTEM_HEADERS = (
     "/usr/local/tensorrt/include",
     "/opt/tensorrt/include",
 )
+CPU_FOLDER = "cpu/"  # sources of the CPU library, no part of the plugin library
 SOURCE_SUFFIXES = (".txt", ".h", ".cuh", ".cu", ".cpp")
 
 
@@ -44,7 +45,9 @@ class Toolchain:
         for part in (self.nvcc_version, self.compiler_version, self.headers_version, self.architectures):
             digest.update(part.encode() + b"\0")
         for path in sorted(path for path in self.sources.rglob("*") if path.suffix in SOURCE_SUFFIXES):
-            digest.update(path.relative_to(self.sources).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            name = path.relative_to(self.sources).as_posix()
+            if not name.startswith(CPU_FOLDER):
+                digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 
 
@@ -60,18 +63,6 @@ def find_toolchain() -> Toolchain:
         headers=headers,
         headers_version=headers_version(headers),
         architectures=os.environ.get("CUDAARCHS", ""),
-    )
-
-
-def source_dir() -> Path:
-    """The plugin sources: inside the installed package, or beside it in a checkout."""
-    package = Path(mtmamba.__file__).resolve().parent
-    for folder in (package / "plugins", package.parent / "plugins"):
-        if (folder / "CMakeLists.txt").is_file():
-            return folder
-    raise MtmError(
-        f"expected the plugin sources in {package / 'plugins'}, found none; install mtmamba again, or name a built "
-        "library with --plugin"
     )
 
 

@@ -1,4 +1,6 @@
-"""`torch.ops.mtmamba.selective_scan`: the selective scan as a torch operator with autograd, in vectorised PyTorch.
+"""`torch.ops.mtmamba.selective_scan`: the selective scan as a torch operator with autograd.
+
+CPU tensors up to float32 go to the C++ library (`cpu_kernel`); everything else takes the vectorised PyTorch path below.
 
 B batch, D channels, L tokens, N states, G groups, R = D / G channels a group; inside, tokens lead: [L, B, G, R, N].
 
@@ -9,10 +11,13 @@ float64 tensors) whatever the tensors' dtype. The backward pass is the same recu
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mtmamba.ops import cpu_kernel
 
 BLOCK_ELEMENTS = 1 << 18  # elements [L, B, D, N] of a token block: its few tensors stay in a CPU's cache
 STEP_ELEMENTS = 1 << 14  # fewer elements than this in one step are dominated by the cost of calling an operator
@@ -36,6 +41,8 @@ def selective_scan(
     Returns y [B, D, L] of u's dtype. Raises ValueError where the shapes do not fit. Differentiable in every tensor.
     """
     _check(u, delta, A, B, C, D, delta_bias)
+    if cpu_kernel.takes(A.shape[1], u, delta, A, B, C, D, delta_bias):
+        return cpu_kernel.scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     scan = _Inputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
     h = scan.zero_state()
     y = torch.empty_like(scan.u)  # [L, B, G, R]
@@ -79,6 +86,9 @@ def selective_scan_backward(
     With g_t = dy_t C_t + a_{t+1} g_{t+1} the gradient of state h_t, the others follow token by token. States are computed
     again block by block from the states at the blocks' starts.
     """
+    if cpu_kernel.takes(A.shape[1], grad_y, u, delta, A, B, C, D, delta_bias):
+        grads = cpu_kernel.scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, delta_softplus)
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
     scan = _Inputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
     gy = scan.tokens_first(grad_y)  # [L, B, G, R]
     starts = [scan.zero_state()]

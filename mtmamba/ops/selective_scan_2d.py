@@ -1,12 +1,14 @@
 """`torch.ops.mtmamba.selective_scan_2d`: SS2D's whole core as one torch operator with autograd.
 
 B batch, G groups (stacked tasks), D channels, H W map, L = H*W, K = 4 directions, N states, R rank of the step.
-Built on `selective_scan` with one of its groups for every group and direction here.
+CPU tensors up to float32 go to the C++ library (`cpu_kernel`) in the forward pass. Otherwise, and in the backward pass, it is
+built on `selective_scan` with one of its groups for every group and direction here.
 """
 
 import torch
 from torch import Tensor
 
+from mtmamba.ops import cpu_kernel
 from mtmamba.ops.selective_scan import selective_scan, selective_scan_backward
 
 DIRECTIONS = 4
@@ -23,6 +25,8 @@ def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tens
     Differentiable in every tensor.
     """
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
+    if cpu_kernel.takes(A.shape[-1], x, x_dbl, dt_weight, dt_bias, A, D):
+        return cpu_kernel.scan_2d(x, x_dbl, dt_weight, dt_bias, A, D)
     y = selective_scan(*_scan_inputs(x, x_dbl, dt_weight, dt_bias, A, D))
     return _merge(y, x).permute(0, 1, 3, 4, 2).contiguous()
 

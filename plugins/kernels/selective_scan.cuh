@@ -8,28 +8,11 @@
 // Host compilers see the recurrence alone, so that tests run it without a GPU.
 #pragma once
 
-#include <cuda_fp16.h>
-
-#include <cmath>
-#include <cstdint>
-
-#ifdef __CUDACC__
-#define MTMAMBA_HOST_DEVICE __host__ __device__
-#else
-#define MTMAMBA_HOST_DEVICE
-#endif
-#ifdef __CUDA_ARCH__
-#define MTMAMBA_UNROLL _Pragma("unroll")
-#else
-#define MTMAMBA_UNROLL
-#endif
+#include "kernels/types.cuh"
 
 namespace mtmamba {
 
-constexpr int kMaxStates = 64;
-constexpr int kFastStates = 16;
-
-// Contiguous tensors. T: float or __half. A, D and deltaBias are float32 for every T.
+// Contiguous tensors. T: float, __half or __nv_bfloat16. A, D and deltaBias are float32 for every T.
 template <typename T> struct SelectiveScanParams {
     T const* u;             // [B, D, L]
     T const* delta;         // [B, D, L]
@@ -46,14 +29,6 @@ template <typename T> struct SelectiveScanParams {
     int64_t length;
     bool deltaSoftplus;
 };
-
-MTMAMBA_HOST_DEVICE inline float toFloat(float value) { return value; }
-MTMAMBA_HOST_DEVICE inline float toFloat(__half value) { return __half2float(value); }
-MTMAMBA_HOST_DEVICE inline void store(float* target, float value) { *target = value; }
-MTMAMBA_HOST_DEVICE inline void store(__half* target, float value) { *target = __float2half_rn(value); }
-
-// log(1 + exp(x)); past 20 it equals x in float32.
-MTMAMBA_HOST_DEVICE inline float softplus(float x) { return x > 20.F ? x : log1pf(expf(x)); }
 
 // The whole recurrence of channel `c` of image `b`. kStates is N where kExact, else an upper bound of it.
 template <typename T, int kStates, bool kExact>
@@ -74,14 +49,13 @@ MTMAMBA_HOST_DEVICE inline void scanChannel(SelectiveScanParams<T> const& p, int
     for (int64_t t = 0; t < p.length; ++t) {
         float const u = toFloat(p.u[row + t]);
         float const shifted = toFloat(p.delta[row + t]) + bias;
-        float const d = p.deltaSoftplus ? softplus(shifted) : shifted;
-        float const du = d * u;
+        float const d = p.deltaSoftplus ? LibraryMath::softplus(shifted) : shifted;
         float sum = 0.F;
         MTMAMBA_UNROLL
         for (int n = 0; n < kStates; ++n) {
             if (n < states) {
-                h[n] = expf(d * A[n]) * h[n] + du * toFloat(B[n * p.length + t]);
-                sum += toFloat(C[n * p.length + t]) * h[n];
+                int64_t const at = n * p.length + t;
+                advance<LibraryMath>(h[n], sum, d * A[n], d * u, toFloat(B[at]), toFloat(C[at]));
             }
         }
         store(p.y + row + t, sum + skip * u);
@@ -89,9 +63,6 @@ MTMAMBA_HOST_DEVICE inline void scanChannel(SelectiveScanParams<T> const& p, int
 }
 
 #ifdef __CUDACC__
-
-// Channels mostly number a few thousand, so blocks of one warp reach the most multiprocessors.
-constexpr int kThreads = 32;
 
 template <typename T, int kStates, bool kExact>
 __global__ void __launch_bounds__(kThreads) selectiveScanKernel(SelectiveScanParams<T> p) {
@@ -103,15 +74,13 @@ __global__ void __launch_bounds__(kThreads) selectiveScanKernel(SelectiveScanPar
 
 // Launches on `stream`; neither allocates nor synchronises. The caller has checked the dimensions.
 template <typename T> cudaError_t launchSelectiveScan(SelectiveScanParams<T> const& p, cudaStream_t stream) {
-    int64_t const blocks = (p.batch * p.channels + kThreads - 1) / kThreads;
-    if (p.states < 1 || p.states > kMaxStates || blocks < 1 || blocks > INT32_MAX) {
+    if (p.states < 1 || p.states > kMaxStates) {
         return cudaErrorInvalidValue;
     }
     auto const kernel = p.states == kFastStates  ? selectiveScanKernel<T, kFastStates, true>
                         : p.states < kFastStates ? selectiveScanKernel<T, kFastStates, false>
                                                  : selectiveScanKernel<T, kMaxStates, false>;
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return launchThreads(kernel, p, p.batch * p.channels, stream);
 }
 
 #endif // __CUDACC__

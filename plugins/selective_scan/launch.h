@@ -7,8 +7,7 @@
 
 namespace mtmamba {
 
-// Float or half tensors; returns the launch's error. Neither allocates nor synchronises.
-cudaError_t runSelectiveScan(SelectiveScanParams<float> const& params, cudaStream_t stream);
-cudaError_t runSelectiveScan(SelectiveScanParams<__half> const& params, cudaStream_t stream);
+// T: float, __half or __nv_bfloat16; answers the launch's error. Neither allocates nor synchronises.
+template <typename T> cudaError_t runSelectiveScan(SelectiveScanParams<T> const& params, cudaStream_t stream);
 
 } // namespace mtmamba

@@ -9,7 +9,6 @@ from onnx import TensorProto, helper, numpy_helper
 from mtmamba import load_checkpoint
 from mtmamba.calib.plan import PrecisionPlan
 from mtmamba.errors import MtmError
-from mtmamba.export.contract import SELECTIVE_SCAN
 from mtmamba.export.precision import FP16, FP32, to_fp16
 from mtmamba.export.torch_to_onnx import export_model
 from mtmamba.metadata import INPUT_NAME
@@ -40,7 +39,7 @@ def test_islands_and_the_rest(half):
     for node in model.graph.node:
         if node.op_type in ("LayerNormalization", "Softmax"):
             assert types[node.input[0]] == FP32, node.name
-        elif node.op_type in ("MatMul", "Conv", "Add", "Gelu", SELECTIVE_SCAN):
+        elif node.op_type in ("MatMul", "Conv", "Add", "Gelu", "SelectiveScan2D"):
             assert types[node.input[0]] == FP16, node.name
     assert {entry["op"] for entry in report["fp32_nodes"]} == {"LayerNormalization", "Softmax"}
     assert all(entry["reason"] for entry in report["fp32_nodes"])
@@ -49,10 +48,10 @@ def test_islands_and_the_rest(half):
 def test_scan_parameters_stay_fp32(half):
     model, _ = half
     types = element_types(model)
-    scans = [node for node in model.graph.node if node.op_type == SELECTIVE_SCAN]
+    scans = [node for node in model.graph.node if node.op_type == "SelectiveScan2D"]
     assert len(scans) == 12
     for node in scans:
-        assert [types[name] for name in node.input] == [FP16, FP16, FP32, FP16, FP16, FP32, FP32]
+        assert [types[name] for name in node.input] == [FP16, FP16, FP32, FP32, FP32, FP32]
 
 
 def test_inputs_and_outputs_stay_fp32(half):

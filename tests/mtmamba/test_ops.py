@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from mtmamba.native import CPU_SWITCH, cpu_library
 from mtmamba.ops import selective_scan, selective_scan_2d, selective_scan_2d_reference, selective_scan_reference
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 BASE = {"batch": 1, "channels": 6, "groups": 2, "states": 4, "length": 37}
 scan_module = importlib.import_module("mtmamba.ops.selective_scan")
+
+
+@pytest.fixture(params=["vectorised", "cpu-kernel"], autouse=True)
+def implementation(request, monkeypatch):
+    """Every test runs on both; float64 tensors take the vectorised path either way."""
+    monkeypatch.setenv(CPU_SWITCH, "0" if request.param == "vectorised" else "1")
+    if request.param == "cpu-kernel" and cpu_library() is None:
+        pytest.skip("the CPU library cannot be built here")
+    return request.param
 
 
 def make_inputs(batch, channels, groups, states, length, seed=0):
@@ -89,6 +99,7 @@ def test_without_softplus():
 
 @pytest.mark.parametrize("block, step", [(1, 1), (64, 1 << 14), (1 << 20, 1 << 14), (1 << 20, 1)])
 def test_any_blocking_gives_the_same(monkeypatch, block, step):
+    monkeypatch.setenv(CPU_SWITCH, "0")  # blocks are the vectorised path's
     monkeypatch.setattr(scan_module, "BLOCK_ELEMENTS", block)
     monkeypatch.setattr(scan_module, "STEP_ELEMENTS", step)
     assert_close(make_inputs(**{**BASE, "length": 211}))

@@ -67,11 +67,20 @@ struct Library {
         return reinterpret_cast<Function>(found);
     }
 
-    // A plugin of the first creator from these fields.
-    std::unique_ptr<IPluginV3> create(std::vector<PluginField> const& fields,
-                                      TensorRTPhase phase = TensorRTPhase::kBUILD) {
+    IPluginCreatorV3One& creator(std::string const& op) const {
+        for (IPluginCreatorV3One* const candidate : creators) {
+            if (op == candidate->getPluginName()) {
+                return *candidate;
+            }
+        }
+        std::printf("the library has no creator for %s\n", op.c_str());
+        std::exit(1);
+    }
+
+    std::unique_ptr<IPluginV3> create(std::string const& op, std::vector<PluginField> const& fields = {},
+                                      TensorRTPhase phase = TensorRTPhase::kBUILD) const {
         PluginFieldCollection const collection{static_cast<int32_t>(fields.size()), fields.data()};
-        return std::unique_ptr<IPluginV3>(creators.at(0)->createPlugin("test", &collection, phase));
+        return std::unique_ptr<IPluginV3>(creator(op).createPlugin("test", &collection, phase));
     }
 
     void* handle = nullptr;

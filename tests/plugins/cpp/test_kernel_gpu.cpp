@@ -1,8 +1,10 @@
-// The kernel on a GPU, against the float64 truth. Exit status 77 (skipped) where there is no GPU.
+// The kernels on a GPU, against the float64 truth. Exit status 77 (skipped) where there is no GPU.
 #include <cuda_runtime_api.h>
 
-#include "scan_reference.h"
+#include "map_cases.h"
+#include "scan_cases.h"
 #include "selective_scan/launch.h"
+#include "selective_scan_2d/launch.h"
 
 namespace {
 
@@ -43,16 +45,32 @@ template <typename T> std::vector<T> runOnDevice(Inputs<T> const& in) {
     return y.host();
 }
 
+template <typename T> std::vector<T> runOnDevice(MapInputs<T> const& in) {
+    DeviceArray<T> const x(in.x), xDbl(in.xDbl), y(filledWithNaN<T>(in.outputs()));
+    DeviceArray<float> const dtWeight(in.dtWeight), dtBias(in.dtBias), A(in.A), D(in.D);
+    bool const sumsInOutput = std::is_same_v<T, float>;
+    DeviceArray<float> const sums(filledWithNaN<float>(sumsInOutput ? 1 : in.outputs()));
+    auto params = in.params(y.data, sumsInOutput ? reinterpret_cast<float*>(y.data) : sums.data);
+    params.x = x.data;
+    params.xDbl = xDbl.data;
+    params.dtWeight = dtWeight.data;
+    params.dtBias = dtBias.data;
+    params.A = A.data;
+    params.D = D.data;
+    CHECK(mtmamba::runSelectiveScan2D(params, cudaStream_t{}) == cudaSuccess);
+    CHECK(cudaDeviceSynchronize() == cudaSuccess);
+    return y.host();
+}
+
 template <typename T> void testType(std::string const& type) {
     forEachCase<T>([&](std::string const& name, Inputs<T> const& inputs) {
-        std::vector<T> const y = runOnDevice(inputs);
-        Truth const truth = makeTruth(inputs);
-        compare(y, truth, type + ", " + name);
-        if constexpr (std::is_same_v<T, __half>) {
-            compareWithRounding(y, truth, type + ", " + name);
-        }
+        compareAll(runOnDevice(inputs), makeTruth(inputs), type + ", " + name);
     });
     checkIsolation<T>([](Inputs<T> const& inputs) { return runOnDevice(inputs); });
+    forEachMapCase<T>([&](std::string const& name, MapInputs<T> const& inputs) {
+        compareAll(runOnDevice(inputs), makeTruth(inputs), "2D " + type + ", " + name);
+    });
+    checkMapIsolation<T>([](MapInputs<T> const& inputs) { return runOnDevice(inputs); });
 }
 
 // The launcher refuses what the kernels cannot do, and launches nothing.
@@ -79,5 +97,6 @@ int main() {
     testRefusals();
     testType<float>("fp32");
     testType<__half>("fp16");
+    testType<__nv_bfloat16>("bf16");
     return check::finish();
 }

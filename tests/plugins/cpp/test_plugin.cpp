@@ -9,6 +9,8 @@ namespace {
 using namespace library;
 
 constexpr int32_t kInputs = 7;
+char const* const kScan = "SelectiveScan";
+char const* const kScan2D = "SelectiveScan2D";
 
 int32_t softplusOf(IPluginV3& plugin) {
     PluginFieldCollection const* const fields = runtime(plugin)->getFieldsToSerialize();
@@ -20,7 +22,7 @@ int32_t softplusOf(IPluginV3& plugin) {
 }
 
 void testExports(Library& lib) {
-    CHECK(lib.creators.size() == 1);
+    CHECK(lib.creators.size() == 2);
     int32_t legacy = -1;
     lib.symbol<void* const* (*)(int32_t&)>("getPluginCreators")(legacy);
     CHECK(legacy == 0);
@@ -41,10 +43,10 @@ void testCallback(Library& lib) {
     setCallback([](int32_t severity, char const* message) { heard() += std::to_string(severity) + " " + message; });
     int32_t const two = 2;
     PluginField const bad{"delta_softplus", &two, PluginFieldType::kINT32, 1};
-    CHECK(lib.create({bad}) == nullptr);
+    CHECK(lib.create(kScan, {bad}) == nullptr);
     CHECK(heard().empty() && !lib.logger.take().empty());
     setFinder(nullptr);
-    CHECK(lib.create({bad}) == nullptr);
+    CHECK(lib.create(kScan, {bad}) == nullptr);
     CHECK_NOTE(contains(heard(), "1 SelectiveScan: expected delta_softplus to be 0 or 1"), heard());
     CHECK(lib.logger.take().empty());
     setCallback(nullptr);
@@ -52,7 +54,7 @@ void testCallback(Library& lib) {
 }
 
 void testCreator(Library& lib) {
-    IPluginCreatorV3One& creator = *lib.creators.at(0);
+    IPluginCreatorV3One& creator = lib.creator(kScan);
     CHECK(std::string(creator.getPluginName()) == "SelectiveScan");
     CHECK(std::string(creator.getPluginVersion()) == "1");
     CHECK(std::string(creator.getPluginNamespace()) == "mtmamba");
@@ -65,9 +67,9 @@ void testCreator(Library& lib) {
 void testFields(Library& lib) {
     int32_t const off = 0, on = 1, two = 2;
     float const number = 1;
-    CHECK(softplusOf(*lib.create({})) == 1);
-    CHECK(softplusOf(*lib.create({{"delta_softplus", &on, PluginFieldType::kINT32, 1}})) == 1);
-    CHECK(softplusOf(*lib.create({{"delta_softplus", &off, PluginFieldType::kINT32, 1}})) == 0);
+    CHECK(softplusOf(*lib.create(kScan)) == 1);
+    CHECK(softplusOf(*lib.create(kScan, {{"delta_softplus", &on, PluginFieldType::kINT32, 1}})) == 1);
+    CHECK(softplusOf(*lib.create(kScan, {{"delta_softplus", &off, PluginFieldType::kINT32, 1}})) == 0);
     CHECK(lib.logger.take().empty());
 
     struct Bad {
@@ -84,29 +86,29 @@ void testFields(Library& lib) {
         {{nullptr, &on, PluginFieldType::kINT32, 1}, "unknown attribute (no name)"},
     };
     for (Bad const& bad : refused) {
-        CHECK_NOTE(lib.create({bad.field}) == nullptr, bad.sentence);
+        CHECK_NOTE(lib.create(kScan, {bad.field}) == nullptr, bad.sentence);
         std::string const said = lib.logger.take();
         CHECK_NOTE(contains(said, bad.sentence), said);
     }
     for (ILogger::Severity severity : lib.logger.severities) {
         CHECK(severity == ILogger::Severity::kERROR);
     }
-    std::unique_ptr<IPluginV3> const none(lib.creators[0]->createPlugin("test", nullptr, TensorRTPhase::kBUILD));
+    std::unique_ptr<IPluginV3> const none(lib.creator(kScan).createPlugin("test", nullptr, TensorRTPhase::kBUILD));
     CHECK(softplusOf(*none) == 1);
 }
 
 // What the plugin serialises makes the same plugin at run time; clones are equal and independent of the original.
 void testRoundTrip(Library& lib) {
     for (int32_t softplus : {0, 1}) {
-        auto plugin = lib.create({{"delta_softplus", &softplus, PluginFieldType::kINT32, 1}});
+        auto plugin = lib.create(kScan, {{"delta_softplus", &softplus, PluginFieldType::kINT32, 1}});
         std::unique_ptr<IPluginV3> const clone(plugin->clone());
         std::unique_ptr<IPluginV3> const attached(runtime(*plugin)->attachToContext(nullptr));
         std::unique_ptr<IPluginV3> const restored(
-            lib.creators[0]->createPlugin("test", runtime(*plugin)->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
+            lib.creator(kScan).createPlugin("test", runtime(*plugin)->getFieldsToSerialize(), TensorRTPhase::kRUNTIME));
         plugin.reset();
         for (IPluginV3* copy : {clone.get(), attached.get(), restored.get()}) {
             CHECK(copy != nullptr && softplusOf(*copy) == softplus);
-            std::string const expected = "delta_softplus=" + std::to_string(softplus);
+            std::string const expected = "SelectiveScan 1 delta_softplus=" + std::to_string(softplus);
             CHECK(build(*copy)->getMetadataString() == expected);
             CHECK(build(*copy)->getTimingCacheID() == expected);
         }
@@ -114,18 +116,17 @@ void testRoundTrip(Library& lib) {
 }
 
 void testCapabilities(Library& lib) {
-    auto const plugin = lib.create({});
+    auto const plugin = lib.create(kScan);
     CHECK(std::string(core(*plugin)->getPluginName()) == "SelectiveScan");
     CHECK(std::string(core(*plugin)->getPluginVersion()) == "1");
     CHECK(std::string(core(*plugin)->getPluginNamespace()) == "mtmamba");
     CHECK(build(*plugin)->getNbOutputs() == 1);
-    CHECK(build(*plugin)->getWorkspaceSize(nullptr, kInputs, nullptr, 1) == 0);
     CHECK(plugin->getCapabilityInterface(static_cast<PluginCapabilityType>(99)) == nullptr);
 }
 
 void testOutputTypes(Library& lib) {
-    auto const plugin = lib.create({});
-    for (DataType type : {DataType::kFLOAT, DataType::kHALF}) {
+    auto const plugin = lib.create(kScan);
+    for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
         std::array<DataType, kInputs> inputs;
         inputs.fill(DataType::kFLOAT);
         inputs[0] = type;
@@ -138,28 +139,16 @@ void testOutputTypes(Library& lib) {
     CHECK(contains(lib.logger.take(), "expected 7 inputs and 1 output, found 6 and 1"));
 }
 
-class Expression final : public IDimensionExpr {};
-class Builder final : public IExprBuilder {};
-
-void testOutputShapes(Library& lib) {
-    auto const plugin = lib.create({});
-    std::array<Expression, 3> dims;
-    std::array<DimsExprs, kInputs> inputs{};
-    inputs[0].nbDims = 3;
-    for (size_t i = 0; i < dims.size(); ++i) {
-        inputs[0].d[i] = &dims[i];
-    }
-    Builder builder;
-    DimsExprs output{};
-    CHECK(build(*plugin)->getOutputShapes(inputs.data(), kInputs, nullptr, 0, &output, 1, builder) == 0);
-    CHECK(output.nbDims == 3);
-    for (size_t i = 0; i < dims.size(); ++i) {
-        CHECK(output.d[i] == &dims[i]);
-    }
-    CHECK(build(*plugin)->getOutputShapes(inputs.data(), kInputs + 1, nullptr, 0, &output, 1, builder) != 0);
-    inputs[0].nbDims = 4;
-    CHECK(build(*plugin)->getOutputShapes(inputs.data(), kInputs, nullptr, 0, &output, 1, builder) != 0);
-    CHECK(contains(lib.logger.take(), "expected u [B, D, L], found 4 dimensions"));
+// The operator without attributes takes none, keeps none, and names itself in its texts.
+void testNoAttributes(Library& lib) {
+    CHECK(lib.creator(kScan2D).getFieldNames()->nbFields == 0);
+    int32_t const on = 1;
+    CHECK(lib.create(kScan2D, {{"delta_softplus", &on, PluginFieldType::kINT32, 1}}) == nullptr);
+    CHECK(contains(lib.logger.take(), "SelectiveScan2D: unknown attribute delta_softplus; it has none"));
+    auto const plugin = lib.create(kScan2D);
+    CHECK(runtime(*plugin)->getFieldsToSerialize()->nbFields == 0);
+    CHECK(std::string(build(*plugin)->getMetadataString()) == "SelectiveScan2D 1");
+    CHECK(std::string(core(*std::unique_ptr<IPluginV3>(plugin->clone()))->getPluginName()) == kScan2D);
 }
 
 } // namespace
@@ -173,6 +162,6 @@ int main(int argc, char** argv) {
     testRoundTrip(lib);
     testCapabilities(lib);
     testOutputTypes(lib);
-    testOutputShapes(lib);
+    testNoAttributes(lib);
     return check::finish();
 }

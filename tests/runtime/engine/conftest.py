@@ -9,12 +9,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mtmamba.cache import CACHE_VARIABLE
 from mtmamba.config import preset
 from mtmamba.errors import MtmError
 from mtmamba.export.metadata import write_metadata
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime import gpu
-from mtmamba.runtime.cache import CACHE_VARIABLE
 from mtmamba.runtime.plugin import PluginLibrary, load_plugins
 from mtmamba.runtime.toolchain import find_toolchain
 from mtmamba.runtime.trt import TensorRT, resolve

@@ -25,11 +25,11 @@ def compile_library(path: Path, code: str) -> Path:
 
 
 def test_loaded_and_registered(rtx: TensorRT, plugins: PluginLibrary) -> None:
-    assert plugins.ops == {"SelectiveScan"}
+    assert plugins.ops == {"SelectiveScan", "SelectiveScan2D"}
     assert len(plugins.hash) == 64
     creators = rtx.module.get_plugin_registry().all_creators
     found = [(c.name, c.plugin_version) for c in creators if c.plugin_namespace == "mtmamba"]
-    assert found == [("SelectiveScan", "1")]
+    assert sorted(found) == [("SelectiveScan", "1"), ("SelectiveScan2D", "1")]
 
 
 def test_loading_again_is_free(rtx: TensorRT, plugins: PluginLibrary, tmp_path: Path) -> None:

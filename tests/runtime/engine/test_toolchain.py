@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import mtmamba
+from mtmamba.cache import cache_dir
 from mtmamba.errors import MtmError
 from mtmamba.runtime import toolchain
-from mtmamba.runtime.cache import cache_dir
 from mtmamba.runtime.toolchain import Toolchain
 
 VERSION_HEADER = """
@@ -55,6 +56,8 @@ def test_key_is_the_same_elsewhere(chain: Toolchain, tmp_path: Path) -> None:
     key = chain.key()
     shutil.copytree(chain.sources, tmp_path / "copy")
     (tmp_path / "copy" / "notes.md").write_text("not a source")
+    (tmp_path / "copy" / "cpu").mkdir()
+    (tmp_path / "copy" / "cpu" / "scan.h").write_text("// of the CPU library")
     assert replace(chain, sources=tmp_path / "copy", nvcc=Path("/bin/false")).key() == key
 
 
@@ -65,7 +68,7 @@ def test_sources_are_found() -> None:
 def test_sources_in_an_installed_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "site-packages" / "mtmamba"
     (package / "plugins").mkdir(parents=True)
-    monkeypatch.setattr(toolchain.mtmamba, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(mtmamba, "__file__", str(package / "__init__.py"))
     with pytest.raises(MtmError, match="expected the plugin sources in .*install mtmamba again"):
         toolchain.source_dir()
     (package / "plugins" / "CMakeLists.txt").write_text("")

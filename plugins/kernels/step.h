@@ -1,0 +1,50 @@
+// One step of the recurrence, shared by every kernel: CUDA threads run it on a float, the CPU kernel on a vector of
+// channels. No CUDA and no SIMD headers here: a host compiler alone compiles it.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define MTMAMBA_HOST_DEVICE __host__ __device__
+#else
+#define MTMAMBA_HOST_DEVICE
+#endif
+#ifdef __CUDA_ARCH__
+#define MTMAMBA_UNROLL _Pragma("unroll")
+#else
+#define MTMAMBA_UNROLL
+#endif
+
+namespace mtmamba {
+
+constexpr int kMaxStates = 64;
+constexpr int kFastStates = 16;
+
+// K, the orders of a two-dimensional scan: rows, columns, rows reversed, columns reversed.
+constexpr int kDirections = 4;
+
+// The C library's functions, to a unit in the last place or two.
+struct LibraryMath {
+    using Value = float;
+    static MTMAMBA_HOST_DEVICE float decay(float exponent) { return expf(exponent); }
+    // log(1 + exp(x)); past 20 it equals x in float32.
+    static MTMAMBA_HOST_DEVICE float softplus(float x) { return x > 20.F ? x : log1pf(expf(x)); }
+};
+
+// h <- decay(exponent) h + input B and sum <- sum + C h, where exponent = d A and input = d u. `Scalar`: Value or
+// float.
+template <typename Math, typename Scalar>
+MTMAMBA_HOST_DEVICE inline void advance(typename Math::Value& h, typename Math::Value& sum,
+                                        typename Math::Value exponent, typename Math::Value input, Scalar B, Scalar C) {
+    h = Math::decay(exponent) * h + input * B;
+    sum += h * C;
+}
+
+// The pixel (row-major) that step t of direction k visits.
+MTMAMBA_HOST_DEVICE inline int64_t pixelOf(int direction, int64_t t, int64_t height, int64_t width) {
+    int64_t const forward = direction >= 2 ? height * width - 1 - t : t;
+    return direction % 2 ? forward % height * width + forward / height : forward;
+}
+
+} // namespace mtmamba
