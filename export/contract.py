@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 
+import yaml
 from onnx import ModelProto, defs
 from onnx.helper import make_attribute
+
+from mtmamba.native import source_dir
 
 DOMAIN = "mtmamba"
 DOMAIN_VERSION = 1
@@ -20,18 +23,22 @@ class Operator:
     attributes: dict[str, int] = field(default_factory=dict)
 
 
-SELECTIVE_SCAN = Operator(
-    name="SelectiveScan",
-    inputs=("u", "delta", "A", "B", "C", "D", "delta_bias"),
-    float_inputs=frozenset({"A", "D", "delta_bias"}),
-    attributes={SOFTPLUS_ATTRIBUTE: 1},
-)
-SELECTIVE_SCAN_2D = Operator(
-    name="SelectiveScan2D",
-    inputs=("x", "x_dbl", "dt_weight", "dt_bias", "A", "D"),
-    float_inputs=frozenset({"dt_weight", "dt_bias", "A", "D"}),
-)
-OPERATORS = {operator.name: operator for operator in (SELECTIVE_SCAN, SELECTIVE_SCAN_2D)}
+def _read_contract() -> dict[str, Operator]:
+    contract = yaml.safe_load((source_dir() / "ops.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Operator(
+            name=name,
+            inputs=tuple(entry["name"] for entry in operator["inputs"]),
+            float_inputs=frozenset(entry["name"] for entry in operator["inputs"] if entry.get("float32")),
+            attributes={entry["name"]: entry["default"] for entry in operator["attributes"]},
+        )
+        for name, operator in contract["ops"].items()
+    }
+
+
+OPERATORS = _read_contract()
+"""Operator name -> operator, as plugins/ops.yaml says."""
+SELECTIVE_SCAN, SELECTIVE_SCAN_2D = OPERATORS["SelectiveScan"], OPERATORS["SelectiveScan2D"]
 
 
 def register_schemas() -> None:

@@ -5,6 +5,7 @@ import shlex
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def main(
     from mtmamba import train as t  # torch is slow to import: bad options are answered before it
     from mtmamba.checkpoint import save_checkpoint
 
-    config = preset(data, encoder)
+    config = replace(preset(data, encoder), input_size=size)
     recipe = t.Recipe(
         size=size,
         batch=batch,

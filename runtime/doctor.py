@@ -95,9 +95,9 @@ def check_plugin_library() -> Finding:
 
 
 def check_runtimes() -> list[Finding]:
-    bindings = _version("cuda.bindings", "cuda-bindings", "cuda-python")
+    bindings = _version("cuda.bindings", "cuda-bindings")
     cost = "backend tensorrt cannot run"
-    return [check_onnxruntime(), _finding("cuda-python", bindings, cost, "pip install cuda-python")]
+    return [check_onnxruntime(), _finding("cuda-bindings", bindings, cost, "pip install cuda-bindings")]
 
 
 def check_onnxruntime() -> Finding:

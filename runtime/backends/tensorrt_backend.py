@@ -165,13 +165,13 @@ def _load_engine(trt: TensorRT, model: Path) -> tuple[Any, Any]:
 
 
 def import_cudart() -> Any:
-    """The CUDA runtime's Python bindings. Raises MtmError where cuda-python is not installed."""
+    """The CUDA runtime's Python bindings. Raises MtmError where cuda-bindings is not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise MtmError(
-            f"backend tensorrt: expected the package cuda-python, found none that loads ({error}); install it "
-            "with pip install cuda-python"
+            f"backend tensorrt: expected the package cuda-bindings, found none that loads ({error}); install it "
+            "with pip install cuda-bindings"
         ) from error
     return runtime
 

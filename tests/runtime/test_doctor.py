@@ -39,7 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 NAMES = {
     "Python", "NVIDIA GPU", "NVIDIA driver", "CUDA toolkit", "C++ compiler", "CMake", "TensorRT", "TensorRT for RTX",
-    "TensorRT headers", "plugin library", "ONNX Runtime", "cuda-python", "PyTorch", "timm", "mamba-ssm",
+    "TensorRT headers", "plugin library", "ONNX Runtime", "cuda-bindings", "PyTorch", "timm", "mamba-ssm",
     "video writing", "H.264 (avc1)",
 }  # fmt: skip
 
