@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 
 from mtmamba.errors import MtmError
+from mtmamba.native import CPU_SWITCH, build_cpu_library
 from mtmamba.runtime import gpu, toolchain, trt
 from mtmamba.runtime.plugin_build import cached_library
 from mtmamba.runtime.video import CODECS, codec_works
@@ -127,6 +129,14 @@ def check_torch() -> list[Finding]:
     ]
 
 
+def check_cpu_library() -> list[Finding]:
+    """The scans' C++ library for the CPU, built here if it is not there yet."""
+    cost = "training and backend torch are several times slower on the CPU"
+    if os.environ.get(CPU_SWITCH) == "0":
+        return [_finding("CPU scan library", None, cost, f"unset {CPU_SWITCH}, which turns it off")]
+    return [_attempt("CPU scan library", cost, lambda: str(build_cpu_library()))]
+
+
 def check_video() -> list[Finding]:
     """Which codecs this OpenCV really writes: each is tried on a temporary file."""
     works = {suffix: [codec for codec in codecs if codec_works(codec, suffix)] for suffix, codecs in CODECS.items()}
@@ -147,6 +157,7 @@ CHECKS: tuple[Callable[[], list[Finding]], ...] = (
     check_tensorrt,
     check_runtimes,
     check_torch,
+    check_cpu_library,
     check_video,
 )
 

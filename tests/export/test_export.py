@@ -1,5 +1,6 @@
 """mtm-export end to end: the file is the model, carries what runtimes need, and bad input gets one sentence."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -35,6 +36,24 @@ def test_golden_export_gives_the_published_outputs(golden_folder, exported):
     names = [output.name for output in session.get_outputs()]
     for name, found in zip(names, session.run(None, {INPUT_NAME: arrays["image"]}), strict=True):
         np.testing.assert_allclose(found, arrays[f"out.{name}"], rtol=0, atol=1e-4)
+
+
+def test_mtmamba_plus_plus_gives_the_published_outputs(golden_folder):
+    arrays = np.load(golden_folder / "mtmamba_plus_nyud_tiny.npz")
+    model = export_model(load_checkpoint(golden_folder / "mtmamba_plus_nyud_tiny.pth.tar"), input_size=(64, 96))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    for name, found in zip(names, session.run(None, {INPUT_NAME: arrays["image"]}), strict=True):
+        np.testing.assert_allclose(found, arrays[f"out.{name}"], rtol=0, atol=1e-4)
+
+
+def test_a_model_without_cross_task_blocks():
+    torch.manual_seed(0)
+    config = dataclasses.replace(preset("nyudv2", "nano", ("depth", "edge")), cross_task="none")
+    model = MTMamba(config).eval()
+    exported = export_model(model, input_size=(32, 64))
+    assert all(difference.passed for difference in verify.compare(model, exported, images=1))
+    assert sum(node.op_type == "SelectiveScan2D" for node in exported.graph.node) == 6
 
 
 @pytest.mark.parametrize("size, batch, opset", [((50, 70), 1, 20), ((33, 100), 2, 18), ((96, 64), 1, 23)])

@@ -24,7 +24,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "driver_release", lambda: None)
     for module, name in ((toolchain, "find_nvcc"), (toolchain, "headers_dir"), (trt, "resolve")):
         monkeypatch.setattr(module, name, missing)
-    monkeypatch.setattr(doctor, "cached_library", missing)
+    for name in ("cached_library", "build_cpu_library"):
+        monkeypatch.setattr(doctor, name, missing)
     monkeypatch.setattr(doctor, "_run", lambda arguments: None)
     monkeypatch.setattr(doctor, "_version", lambda *names: None)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -39,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 NAMES = {
     "Python", "NVIDIA GPU", "NVIDIA driver", "CUDA toolkit", "C++ compiler", "CMake", "TensorRT", "TensorRT for RTX",
-    "TensorRT headers", "plugin library", "ONNX Runtime", "cuda-bindings", "PyTorch", "timm", "mamba-ssm",
+    "TensorRT headers", "plugin library", "ONNX Runtime", "cuda-bindings", "PyTorch", "timm", "mamba-ssm", "CPU scan library",
     "video writing", "H.264 (avc1)",
 }  # fmt: skip
 
