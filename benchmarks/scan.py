@@ -2,11 +2,11 @@
 
     python benchmarks/scan.py [--sizes nano,stage3] [--only cpu-kernel,vectorised] [--threads 1] [--json OUT.json]
 
-Sizes: those of the synthetic nano model, and the three NYUDv2 Swin-L decoder stages (448x576 image, one task). A state update
-is one step of one state of one channel in one direction. p50 of as many runs as fit the time budget, after one warm-up;
-where a single run is longer than the budget it is the only one, and says so. Threads that spin while they wait make a busy
-machine's numbers useless (tenfold): they sleep here, `cpu_ms` is the processor time of a run, and the load before and after is
-recorded. On a machine that is not quiet take ratios from --threads 1.
+Sizes: those of the synthetic nano model (192x256 image, six tasks), and the three NYUDv2 Swin-L decoder stages (448x576
+image, one task). A state update is one step of one state of one channel in one direction. p50 of as many runs as fit the
+time budget, after one warm-up; where a single run is longer than the budget it is the only one, and says so. Threads that
+spin while they wait make a busy machine's numbers useless (tenfold): they sleep here, `cpu_ms` is the processor time of a
+run, and the load before and after is recorded. On a machine that is not quiet take ratios from --threads 1.
 """
 
 import argparse
@@ -34,29 +34,29 @@ from mtmamba.native import CPU_SWITCH
 from mtmamba.ops import selective_scan_2d, selective_scan_2d_reference
 from mtmamba.ops.selective_scan_2d import selective_scan_2d_backward
 
-SIZES = {  # height, width, channels D, rank R; N = 16 states
-    "nano1": (4, 6, 64, 2),
-    "nano2": (8, 12, 32, 1),
-    "nano3": (16, 24, 16, 1),
-    "stage1": (28, 36, 1536, 48),
-    "stage2": (56, 72, 768, 24),
-    "stage3": (112, 144, 384, 12),
+SIZES = {  # groups G (stacked tasks), height, width, channels D, rank R; N = 16 states
+    "nano1": (6, 12, 16, 48, 3),
+    "nano2": (6, 24, 32, 24, 2),
+    "nano3": (6, 48, 64, 12, 1),
+    "stage1": (1, 28, 36, 1536, 48),
+    "stage2": (1, 56, 72, 768, 24),
+    "stage3": (1, 112, 144, 384, 12),
 }
 STATES, DIRECTIONS, OPSET = 16, 4, 20
 Tensors = dict[str, torch.Tensor]
 
 
-def make_tensors(height: int, width: int, channels: int, rank: int) -> Tensors:
+def make_tensors(groups: int, height: int, width: int, channels: int, rank: int) -> Tensors:
     """Values as an SS2D layer starts with: A = -(1..16), steps log-uniform in 0.001..0.1."""
     g = torch.Generator().manual_seed(0)
-    step = torch.empty(1, DIRECTIONS, channels).uniform_(np.log(1e-3), np.log(1e-1), generator=g).exp()
+    step = torch.empty(groups, DIRECTIONS, channels).uniform_(np.log(1e-3), np.log(1e-1), generator=g).exp()
     return {
-        "x": torch.randn(1, 1, channels, height, width, generator=g),
-        "x_dbl": torch.randn(1, 1, DIRECTIONS, rank + 2 * STATES, height, width, generator=g),
-        "dt_weight": torch.empty(1, DIRECTIONS, channels, rank).uniform_(-(rank**-0.5), rank**-0.5, generator=g),
+        "x": torch.randn(1, groups, channels, height, width, generator=g),
+        "x_dbl": torch.randn(1, groups, DIRECTIONS, rank + 2 * STATES, height, width, generator=g),
+        "dt_weight": torch.empty(groups, DIRECTIONS, channels, rank).uniform_(-(rank**-0.5), rank**-0.5, generator=g),
         "dt_bias": step + torch.log(-torch.expm1(-step)),
-        "A": -torch.arange(1.0, STATES + 1).expand(1, DIRECTIONS, channels, STATES).contiguous(),
-        "D": torch.ones(1, DIRECTIONS, channels),
+        "A": -torch.arange(1.0, STATES + 1).expand(groups, DIRECTIONS, channels, STATES).contiguous(),
+        "D": torch.ones(groups, DIRECTIONS, channels),
     }
 
 
@@ -89,8 +89,8 @@ def onnx_body(tensors: Tensors) -> Callable[[], Any]:
 
 
 def implementations(tensors: Tensors) -> dict[str, Callable[[], Any]]:
-    _, _, channels, height, width = tensors["x"].shape
-    grad_y = torch.randn(1, 1, height, width, channels, generator=torch.Generator().manual_seed(1))
+    batch, groups, channels, height, width = tensors["x"].shape
+    grad_y = torch.randn(batch, groups, height, width, channels, generator=torch.Generator().manual_seed(1))
     forward: Callable[[], Any] = lambda: selective_scan_2d(**tensors)  # noqa: E731
     backward: Callable[[], Any] = lambda: selective_scan_2d_backward(grad_y, **tensors)  # noqa: E731
     arrays = {name: tensor.double().numpy() for name, tensor in tensors.items()}
@@ -117,8 +117,8 @@ def timed(run: Callable[[], Any], budget_s: float, most: int = 50) -> list[tuple
 
 
 def measure(name: str, budget_s: float, only: set[str] | None) -> list[dict[str, Any]]:
-    height, width, channels, rank = SIZES[name]
-    updates = height * width * channels * STATES * DIRECTIONS
+    groups, height, width, channels, _ = SIZES[name]
+    updates = groups * height * width * channels * STATES * DIRECTIONS
     tensors = make_tensors(*SIZES[name])
     rows = []
     for implementation, run in implementations(tensors).items():
@@ -130,7 +130,7 @@ def measure(name: str, budget_s: float, only: set[str] | None) -> list[dict[str,
         row |= {"cpu_ms": 1e3 * processor, "runs": len(times), "updates": updates, "updates_per_s": updates / p50}
         rows.append(row)
         print(
-            f"{name:8}{height:4}x{width:<4} D {channels:<5}{implementation:22}"
+            f"{name:8}{groups} x {height:3}x{width:<4} D {channels:<5}{implementation:22}"
             f"{1e3 * p50:11.2f} ms (cpu {1e3 * processor:11.2f}){updates / p50 / 1e9:9.3f} G updates/s  ({len(times)} runs)",
             flush=True,
         )

@@ -1,5 +1,6 @@
 """`mtm-export`: a checkpoint in, a checked ONNX file out."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import onnx
 
 from mtmamba.console import command, progress, say
 from mtmamba.errors import MtmError
-from mtmamba.files import atomic_path, only_candidate, sha256
+from mtmamba.files import atomic_path, check_output, only_candidate, sha256
 
+MAX_SIDE = 16384
 CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
 
 
@@ -23,8 +25,8 @@ class ImageSize(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"expected HEIGHTxWIDTH in pixels, such as 448x576; found {value!r}", param, ctx)
+        if len(parts) != 2 or not all(part.isdecimal() and 0 < int(part) <= MAX_SIDE for part in parts):
+            self.fail(f"expected HEIGHTxWIDTH in pixels up to {MAX_SIDE}, such as 448x576; found {value!r}", param, ctx)
         return int(parts[0]), int(parts[1])
 
 
@@ -65,6 +67,7 @@ def main(
         ckpt = only_candidate(CHECKPOINTS, "checkpoint", "--ckpt", "mtm-train")
         say(f"checkpoint: {ckpt.name}")
     output = output or Path(ckpt.name.removesuffix(".tar")).with_suffix(".onnx")
+    check_output(output, suffix=".onnx", inputs=(ckpt,))
     started = time.perf_counter()
     with progress() as bar:
         step = bar.add_task("reading the checkpoint", total=4, note="")
@@ -87,7 +90,9 @@ def main(
     )
     for d in differences:
         say(f"  {d.task:<12} max difference from PyTorch {d.max_abs:.1e} (allowed {d.tolerance:.1e})")
-    say("next: mtm-build-engine --fp16")
+    say(
+        f"next: {shlex.join(['mtm-build-engine', str(output), '--fp16'])} (on a machine without a GPU add --target sm_89)"
+    )
     return {
         "onnx": str(output),
         "checkpoint": str(ckpt),

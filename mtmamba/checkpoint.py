@@ -50,7 +50,7 @@ def load_checkpoint(path: Path, device: str = "cpu") -> MTMamba:
                 f"{path}: expected a mtmamba checkpoint of version {VERSION}, found version {content.get('version')!r}; "
                 "use the mtmamba release that wrote it"
             )
-        model = MTMamba(ModelConfig.from_dict(content.get("config", {})))
+        model = _model_of(content.get("config", {}), path)
         state = content.get("model")
     else:
         published = content.get("model", content)
@@ -59,10 +59,24 @@ def load_checkpoint(path: Path, device: str = "cpu") -> MTMamba:
                 f"{path}: expected an MTMamba checkpoint, found a file with the entries "
                 f"{', '.join(sorted(map(str, content))[:5]) or '(none)'}; name one written by mtm-train or a published one"
             )
+        strangers = [name for name, value in published.items() if not isinstance(value, torch.Tensor)]
+        if strangers:
+            raise MtmError(
+                f"{path}: expected tensors, found {type(published[strangers[0]]).__name__} in {strangers[0]}; "
+                "copy or download the checkpoint again"
+            )
         model = MTMamba(infer_config(published))
         state = from_published(published, model.config, {k: v.shape for k, v in model.state_dict().items()})
     _load_state(model, state, path)
     return model.eval().to(device)
+
+
+def _model_of(config: Any, path: Path) -> MTMamba:
+    """The untrained model of a configuration read from `path`, which is named in errors."""
+    try:
+        return MTMamba(ModelConfig.from_dict(config))
+    except MtmError as error:
+        raise MtmError(f"{path}: {error}") from error
 
 
 def read_content(path: Path) -> dict[Any, Any]:

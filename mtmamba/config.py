@@ -14,6 +14,19 @@ CROSS_TASK = ("learned", "own", "shared", "none")
 fixed to 0 (the task's own feature alone) or 1 (the shared feature alone), paper Table 6. none: no such block (STM only)."""
 
 
+LARGEST = {
+    "embed_dim": 1024,
+    "depths": 64,
+    "num_heads": 256,
+    "window_size": 64,
+    "input_size": 16384,
+    "output_scale": 8,
+    "d_state": 64,
+    "expand": 8,
+}
+"""Largest value of every whole number of a configuration, far beyond what anybody trains."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything that decides an MTMamba model's tensors and its numbers. Travels inside checkpoints and exports.
@@ -41,25 +54,35 @@ class ModelConfig:
     cross_task: str = "learned"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tasks, tuple):
+            raise MtmError(f"tasks must be a list of names, found {self.tasks!r}")
         self.task_list  # noqa: B018  raises for a dataset or a task that does not exist
+        self._check_numbers()
         if len(self.depths) != 4 or len(self.num_heads) != 4:
             raise MtmError(f"expected four depths and four num_heads, found {self.depths} and {self.num_heads}")
         for level, heads in enumerate(self.num_heads):
             if heads < 1 or (self.embed_dim << level) % heads:
                 raise MtmError(f"level {level}: {self.embed_dim << level} channels cannot be split over {heads} heads")
-        small = {
-            name: getattr(self, name) for name in ("embed_dim", "window_size", "output_scale", "d_state", "expand")
-        }
-        for name, value in small.items():
-            if value < 1:
-                raise MtmError(f"{name} must be at least 1, found {value}")
-        if len(self.input_size) != 2 or min(self.input_size) < 1:
+        if len(self.input_size) != 2:
             raise MtmError(f"input_size must be (height, width) in pixels, found {self.input_size}")
         if self.variant not in VARIANTS:
             raise MtmError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
         modes = CROSS_TASK if self.variant == "mtmamba" else ("learned", "none")
         if self.cross_task not in modes:
             raise MtmError(f"cross_task {self.cross_task!r} is none of {', '.join(modes)}, which {self.variant} knows")
+
+    def _check_numbers(self) -> None:
+        """Types and ranges: a configuration may come from a damaged file, and must not make a model of any size."""
+        for name, most in LARGEST.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            for number in numbers:
+                if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:
+                    raise MtmError(f"{name} must be whole and from 1 to {most}, found {value!r}")
+        for name in ("drop_path_encoder", "drop_path_decoder"):
+            rate = getattr(self, name)
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise MtmError(f"{name} must be at least 0 and below 1, found {rate!r}")
 
     @property
     def task_list(self) -> tuple[Task, ...]:

@@ -2,10 +2,13 @@
 
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -25,6 +28,38 @@ HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_conten
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 
 
+TRACEBACK_SWITCH = "MTMAMBA_TRACEBACK"
+"""Environment variable: "1" lets unexpected errors through with their traceback."""
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user after part of the work was finished and kept; `result` tells what."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__()
+        self.result = result
+
+
+def _fail(sentence: str, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"error": sentence}))
+    else:
+        click.echo(f"error: {sentence}", err=True)
+    raise SystemExit(1)
+
+
+def _terminate_as_interrupt() -> None:
+    """SIGTERM (timeout, docker stop) ends a command as Ctrl-C does: what is half-written is removed or finished."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
 def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
     """Make a click command of a function that returns its result as a dict.
 
@@ -39,17 +74,32 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
             global _quiet
             _quiet = as_json
+            _terminate_as_interrupt()
             try:
                 result = function(**options)
             except MtmError as error:
+                _fail(str(error), as_json)
+            except Interrupted as error:
                 if as_json:
-                    click.echo(json.dumps({"error": str(error)}))
-                else:
-                    click.echo(f"error: {error}", err=True)
-                raise SystemExit(1) from error
+                    click.echo(json.dumps(error.result, indent=2))
+                raise SystemExit(130) from None
             except KeyboardInterrupt:
                 click.echo("interrupted: nothing half-written was left behind", err=True)
+                if as_json:
+                    click.echo(json.dumps({"error": "interrupted"}))
                 raise SystemExit(130) from None
+            except (click.ClickException, click.exceptions.Exit, click.Abort):
+                raise
+            except Exception as error:  # ours to mend: the user still gets one sentence, and the traceback on request
+                log.debug("unexpected error", exc_info=error)
+                if os.environ.get(TRACEBACK_SWITCH) == "1":
+                    raise
+                reason = " ".join(str(error).split())[:300]
+                _fail(
+                    f"unexpected {type(error).__name__}: {reason}; this is a defect in mtmamba, please report it with the "
+                    f"traceback that {TRACEBACK_SWITCH}=1 shows",
+                    as_json,
+                )
             if as_json:
                 click.echo(json.dumps(result, indent=2))
 

@@ -19,6 +19,8 @@ def existing_file(path: Path, what: str) -> Path:
         raise MtmError(f"{path}: expected a {what} file, found nothing there; check the path")
     if not os.access(path, os.R_OK):
         raise MtmError(f"{path}: this {what} file cannot be read by you; check its permissions (ls -l {path})")
+    if not path.is_file():
+        raise MtmError(f"{path}: expected a {what} file, found something that is no regular file; check the path")
     if path.stat().st_size == 0:
         raise MtmError(f"{path}: expected a {what}, found an empty file; make or copy it again")
     return path
@@ -58,6 +60,30 @@ def atomic_path(target: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def check_output(target: Path, *, suffix: str, inputs: tuple[Path, ...] = ()) -> None:
+    """Raise MtmError now, not after the work, where `target` cannot be written: a folder, a name that does not end in
+    `suffix`, one of the `inputs` themselves, or a place where no file can be made."""
+    if target.is_dir():
+        raise MtmError(
+            f"{target}: expected the name of a {suffix} file, found a folder; choose another output with --output"
+        )
+    if not target.name.endswith(suffix):
+        raise MtmError(f"{target}: expected an output name ending in {suffix}; choose another with --output")
+    for path in inputs:
+        if target.exists() and path.exists() and target.samefile(path):
+            raise MtmError(
+                f"{target}: the output is the input itself, which would be lost; choose another with --output"
+            )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise MtmError(
+            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
+        ) from error
 
 
 def sha256(path: Path) -> str:

@@ -2,10 +2,11 @@
 (key `mtmamba`, one JSON text) and in an engine's sidecar. Imports neither torch nor onnx."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from mtmamba.config import ModelConfig
+from mtmamba.config import LARGEST, ModelConfig
 from mtmamba.errors import MtmError
 from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task
 
@@ -62,11 +63,24 @@ class ModelMetadata:
                 key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
             }
             given["config"] = ModelConfig.from_dict(values["config"])
-            return cls(**given)
+            metadata = cls(**given)
         except (KeyError, TypeError) as error:
             raise MtmError(
                 f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export"
             ) from error
+        metadata._check(source)
+        return metadata
+
+    def _check(self, source: str) -> None:
+        """Raise MtmError where a value has another type or range than it must."""
+        size = self.input_size
+        whole = all(isinstance(n, int) and 0 < n <= LARGEST["input_size"] for n in (*_items(size), self.batch))
+        numbers = (*_items(self.mean), *_items(self.std))
+        real = all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
+        if not (
+            whole and len(_items(size)) == 2 and real and len(numbers) == 6 and all(n > 0 for n in _items(self.std))
+        ):
+            raise MtmError(f"{source}: damaged mtmamba metadata (sizes or normalisation); export again with mtm-export")
 
     @classmethod
     def from_json(cls, text: str | None, source: str) -> "ModelMetadata":
@@ -78,3 +92,8 @@ class ModelMetadata:
                 f"{source}: its mtmamba metadata is no JSON ({error}); export the model again with mtm-export"
             ) from error
         return cls.from_dict(values, source)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """A tuple's items; of anything else, one item that is no number."""
+    return value if isinstance(value, tuple) else (None,)

@@ -126,6 +126,8 @@ def tasks_of(dataset_name: str, names: tuple[str, ...] | None = None) -> tuple[T
     """The dataset's tasks, or the named ones of them in the order given. Raises MtmError for a task it lacks."""
     known = {task.name: task for task in dataset(dataset_name).tasks}
     names = tuple(known) if names is None else names
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise MtmError(f"expected names of tasks, found {names!r}")
     for name in names:
         if name not in known:
             raise MtmError(f"dataset {dataset_name} has no task {name!r}; it has {', '.join(known)}")

@@ -3,7 +3,6 @@
 import math
 import shlex
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import click
 from mtmamba.config import ENCODERS, preset
 from mtmamba.console import command, progress, say
 from mtmamba.data.synthetic import MIN_SIDE
-from mtmamba.errors import MtmError
+from mtmamba.files import check_output
 from mtmamba.metrics import meter_for
 from mtmamba.tasks import Task
 
@@ -27,20 +26,6 @@ def _size(_context: click.Context, _option: click.Parameter, text: str) -> tuple
     if not (cross and height.isdecimal() and width.isdecimal()) or min(int(height), int(width)) < MIN_SIDE:
         raise click.BadParameter(f"expected HEIGHTxWIDTH of at least {MIN_SIDE} pixels, such as 96x128, found {text!r}")
     return int(height), int(width)
-
-
-def _check_writable(output: Path) -> None:
-    """Raise MtmError now, not after the training, where the checkpoint could not be written."""
-    if output.is_dir():
-        raise MtmError(f"{output}: expected the name of a checkpoint file, found a folder; choose another --output")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise MtmError(
-            f"{output}: cannot write into {output.parent} ({error.strerror}); choose another output with --output"
-        ) from error
 
 
 def _plain(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -100,7 +85,9 @@ def main(
     """
     if iterations is not None and minutes is not None:
         raise click.UsageError("give --iterations or --minutes, not both")
-    _check_writable(output)
+    if lr is not None and not math.isfinite(lr):
+        raise click.BadParameter(f"expected a finite number, found {lr}", param_hint="--lr")
+    check_output(output, suffix=".pth")
 
     from mtmamba import train as t  # torch is slow to import: bad options are answered before it
     from mtmamba.checkpoint import save_checkpoint

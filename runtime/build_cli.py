@@ -9,7 +9,7 @@ import click
 from rich.progress import Progress, TaskID
 
 from mtmamba.console import command, progress, say
-from mtmamba.files import only_candidate
+from mtmamba.files import check_output, only_candidate
 from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine, compute_capabilities_for
 from mtmamba.runtime.onnx_model import load_onnx
 from mtmamba.runtime.plugin import PluginLibrary, load_plugins
@@ -22,7 +22,9 @@ from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
 @click.option(
     "--flavour", type=click.Choice(FLAVOURS), help="Which TensorRT, where both are installed.  [default: the first]"
 )
-@click.option("--workspace", metavar="MIB", type=click.IntRange(min=1), help="Scratch memory layers may use, in MiB.")
+@click.option(
+    "--workspace", metavar="MIB", type=click.IntRange(1, 1 << 24), help="Scratch memory layers may use, in MiB."
+)
 @click.option(
     "--target", metavar="SM,...", help="Build ahead of time, with no GPU, for these architectures (sm_89,sm_120)."
 )
@@ -30,7 +32,11 @@ from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
     "--plugin", metavar="PATH", type=click.Path(path_type=Path), help="A built plugin library, in place of our own."
 )
 @click.option(
-    "--output", "-o", metavar="PATH", type=click.Path(path_type=Path), help="The engine.  [default: NAME.fp16.engine]"
+    "--output",
+    "-o",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="The engine.  [default: NAME.fp32.engine or NAME.fp16.engine]",
 )
 def main(
     onnx: Path | None,
@@ -52,11 +58,14 @@ def main(
     trt = resolve(flavour)
     precision = "fp16" if fp16 else "fp32"
     targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target else ()
+    if target is not None and not targets:
+        raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
     options = BuildOptions(precision=precision, workspace_mib=workspace, targets=targets)
+    output = output or Path(f"{onnx.stem}.{precision}.engine")
+    check_output(output, suffix=".engine", inputs=(onnx,))
     compute_capabilities_for(trt, targets)  # before the plugins are built for nothing
     model = load_onnx(onnx)
     plugins = _load(trt, plugin) if model.op_counts or plugin else None
-    output = output or Path(f"{onnx.stem}.{precision}.engine")
     with _bar(f"building {output.name}") as (bar, task):
         built = build_engine(
             trt,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mtmamba.console import command, progress, say
+from mtmamba.console import Interrupted, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
@@ -43,6 +43,8 @@ def main(
     tile_width: int,
 ) -> dict[str, Any]:
     """Run a model over SOURCE (a video, a picture, or a folder of pictures) and draw every task."""
+    if not str(source).strip() or not source.name and str(source) == ".":
+        raise click.UsageError("SOURCE is empty; name a video, a picture or a folder (./ for this one)")
     opened = open_source(source)
     target = output_path(opened, output)
     with open_backend(_model(model, backend), backend) as loaded:
@@ -55,7 +57,7 @@ def main(
         summary = _summary(opened, loaded, target, save_raw, chosen, result)
     _tell(summary)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise Interrupted(summary)
     return summary
 
 

@@ -56,9 +56,13 @@ class Sidecar:
         given: dict[str, Any] = {key: _tupled(value) for key, value in values.items() if key in known}
         metadata = ModelMetadata.from_dict(given.pop("metadata", None), source)
         try:
-            return cls(metadata=metadata, **given)
+            sidecar = cls(metadata=metadata, **given)
         except TypeError as error:
             raise MtmError(f"{source}: incomplete engine sidecar ({error}); {_REBUILD}") from error
+        wrong = [name for name, kind in _KINDS.items() if not _is(getattr(sidecar, name), kind)]
+        if wrong:
+            raise MtmError(f"{source}: damaged engine sidecar, wrong type of {', '.join(wrong)}; {_REBUILD}")
+        return sidecar
 
     def rebuild_command(self, engine: Path) -> str:
         """The command that builds `engine` again with the TensorRT that is installed now."""
@@ -72,6 +76,22 @@ class Sidecar:
             *self.options,
         ]
         return shlex.join(with_options)
+
+
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("flavour", "tensorrt_version", "plugin_hash", "onnx_path", "onnx_sha256", "engine_sha256"), str),
+    **dict.fromkeys(("compute_capabilities", "plugin_ops", "options"), tuple),
+    "precision": str,
+    "engine_bytes": int,
+    "precision_plan": dict,
+}
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether it is of this type; tuples hold texts."""
+    if isinstance(value, tuple):
+        return kind is tuple and all(isinstance(item, str) for item in value)
+    return isinstance(value, kind)
 
 
 def _tupled(value: Any) -> Any:

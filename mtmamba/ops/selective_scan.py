@@ -86,6 +86,8 @@ def selective_scan_backward(
     With g_t = dy_t C_t + a_{t+1} g_{t+1} the gradient of state h_t, the others follow token by token. States are computed
     again block by block from the states at the blocks' starts.
     """
+    if grad_y.shape != u.shape:
+        raise ValueError(f"expected grad_y of u's shape {tuple(u.shape)}; found {tuple(grad_y.shape)}")
     if cpu_kernel.takes(A.shape[1], grad_y, u, delta, A, B, C, D, delta_bias):
         grads = cpu_kernel.scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, delta_softplus)
         return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)

@@ -54,9 +54,9 @@ def open_backend(model: Path, backend: str | None = None) -> Backend:
     model = Path(model)
     if backend is not None and backend not in BACKENDS:
         raise MtmError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
+    existing_file(model, "model")
     if (backend or backend_of(model)) == "tensorrt":
         gpu.require_gpu()
-    existing_file(model, "model")
     fits = backend_of(model)
     if backend is not None and backend != fits:
         raise MtmError(
@@ -92,7 +92,7 @@ def _open(model: Path, backend: str) -> Backend:
 
 
 def _patterns(backend: str) -> tuple[str, ...]:
-    return tuple(f"*{suffix}" for suffix in BACKENDS[backend])
+    return tuple("*.pth.tar" if suffix == ".tar" else f"*{suffix}" for suffix in BACKENDS[backend])
 
 
 def _candidates(backend: str, folder: Path) -> list[Path]:

@@ -99,6 +99,7 @@ def test_refused_pairings(toy_onnx: Path, file: str, backend: str | None, senten
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_nothing_of_tensorrt_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mtmamba.runtime.backends.tensorrt_backend", raising=False)
+    (tmp_path / "a.engine").write_bytes(b"engine")
     with pytest.raises(MtmError, match="found no NVIDIA GPU"):
         open_backend(tmp_path / "a.engine")
     assert "mtmamba.runtime.backends.tensorrt_backend" not in sys.modules

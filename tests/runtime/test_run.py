@@ -168,7 +168,7 @@ def make_bad_onnx(path: Path) -> None:
         (["clip.mp4", "--tasks", ","], "found none"),
         (["clip.mp4", "--backend", "tensorrt"], "expected an NVIDIA GPU and its driver, found no NVIDIA GPU"),
         (["clip.mp4", "--backend", "tensorrt", "--model", "toy.onnx"], "use --backend onnxruntime"),
-        (["clip.mp4", "--backend", "torch"], "no torch model (*.pth or *.pt or *.tar)"),
+        (["clip.mp4", "--backend", "torch"], "no torch model (*.pth or *.pt or *.pth.tar)"),
         (["clip.mp4", "--model", "nothing.onnx"], "nothing.onnx: expected a model file, found nothing there"),
         (["clip.mp4", "--model", "foreign.onnx"], "foreign.onnx: expected mtmamba metadata, found none"),
         (["clip.mp4", "--model", "corrupt.onnx"], "corrupt.onnx: expected an ONNX model ONNX Runtime can load"),
