@@ -21,8 +21,17 @@ from mtmamba.tasks import Task
 _PATH = click.Path(path_type=Path)
 
 
+class SourcePath(click.Path):
+    """A path; an empty text (an unset shell variable) is refused, where pathlib would take it for the working folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a video, a picture or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @command(epilog="Example: mtm-run video.mp4")
-@click.argument("source", type=_PATH)
+@click.argument("source", type=SourcePath(path_type=Path))
 @click.option(
     "--model", type=_PATH, help="An .engine, .onnx or .pth file.  [default: the only one here, in that order]"
 )
@@ -43,8 +52,6 @@ def main(
     tile_width: int,
 ) -> dict[str, Any]:
     """Run a model over SOURCE (a video, a picture, or a folder of pictures) and draw every task."""
-    if not str(source).strip() or not source.name and str(source) == ".":
-        raise click.UsageError("SOURCE is empty; name a video, a picture or a folder (./ for this one)")
     opened = open_source(source)
     target = output_path(opened, output)
     with open_backend(_model(model, backend), backend) as loaded:

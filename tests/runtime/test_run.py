@@ -275,3 +275,17 @@ def test_metadata_without_sizes_is_refused(clip: Path, toy_onnx: Path, metadata:
     onnx.save(model, str(toy_onnx))
     result = run_it(clip)
     assert result.exit_code == 1 and "incomplete mtmamba metadata" in result.stderr
+
+
+def test_an_empty_source_is_no_folder() -> None:
+    result = run_it("")
+    assert result.exit_code == 2 and "it is empty" in result.stderr
+
+
+def test_the_working_folder_is_a_source(tmp_path: Path, toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), np.full((20, 30, 3), 90, np.uint8))
+    monkeypatch.chdir(tmp_path / "in")
+    result = run_it(".", "--model", str(toy_onnx), "-o", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
