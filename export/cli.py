@@ -8,26 +8,12 @@ from typing import Any
 import click
 import onnx
 
-from mtmamba.console import command, progress, say
+from mtmamba.console import ImageSize, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path, check_output, only_candidate, sha256
 
 MAX_SIDE = 16384
 CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
-
-
-class ImageSize(click.ParamType[tuple[int, int]]):
-    """HEIGHTxWIDTH in pixels."""
-
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).lower().split("x")
-        if len(parts) != 2 or not all(part.isdecimal() and 0 < int(part) <= MAX_SIDE for part in parts):
-            self.fail(f"expected HEIGHTxWIDTH in pixels up to {MAX_SIDE}, such as 448x576; found {value!r}", param, ctx)
-        return int(parts[0]), int(parts[1])
 
 
 @command(epilog="Example: mtm-export --ckpt best.pth --size 448x576")
@@ -40,7 +26,9 @@ class ImageSize(click.ParamType[tuple[int, int]]):
     type=click.Path(path_type=Path),
     help="ONNX file to write.  [default: the checkpoint's name, here]",
 )
-@click.option("--size", type=ImageSize(), help="Input height and width in pixels.  [default: the checkpoint's]")
+@click.option(
+    "--size", type=ImageSize(at_most=MAX_SIDE), help="Input height and width in pixels.  [default: the checkpoint's]"
+)
 @click.option("--batch", type=click.IntRange(1), default=1, help="Images a run.")
 @click.option("--opset", type=int, default=20, help="ONNX opset, 18 to 23.")
 @click.option("--check-images", type=click.IntRange(1), default=2, help="Random images to compare with PyTorch.")

@@ -34,6 +34,29 @@ TRACEBACK_SWITCH = "MTMAMBA_TRACEBACK"
 log = logging.getLogger(__name__)
 
 
+class ImageSize(click.ParamType[tuple[int, int]]):
+    """HEIGHTxWIDTH in pixels -> (height, width), each side from `at_least` up to `at_most`."""
+
+    name = "HxW"
+
+    def __init__(self, at_least: int = 1, at_most: int | None = None) -> None:
+        self.at_least, self.at_most = at_least, at_most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        height, _, width = str(value).lower().partition("x")
+        sides = [int(side) for side in (height, width) if side.isdecimal()]
+        if len(sides) != 2 or min(sides) < self.at_least or (self.at_most is not None and max(sides) > self.at_most):
+            most = f" and at most {self.at_most}" if self.at_most is not None else ""
+            self.fail(
+                f"expected HEIGHTxWIDTH of at least {self.at_least}{most} pixels, such as 448x576, found {value!r}",
+                param,
+                ctx,
+            )
+        return sides[0], sides[1]
+
+
 class Interrupted(KeyboardInterrupt):
     """Stopped by the user after part of the work was finished and kept; `result` tells what."""
 

@@ -9,21 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mtmamba.config import CROSS_TASK, ENCODERS, VARIANTS, ModelConfig, preset
-from mtmamba.console import command, say
+from mtmamba.console import ImageSize, command, say
 from mtmamba.errors import MtmError
 from mtmamba.tasks import DATASETS
 
 WIDTH = 100  # of the table, in characters
-
-
-def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """ "448x576" -> (448, 576), height first."""
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise click.BadParameter(f"expected HEIGHTxWIDTH in pixels, such as 448x576, found {text!r}")
-    return int(height), int(width)
 
 
 @command(epilog="Example: mtm-info --dataset nyudv2 --encoder swin-large, or mtm-info --ckpt best.pth")
@@ -34,7 +24,7 @@ def _size(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option("--encoder", type=click.Choice(list(ENCODERS)), help="Of the preset.  [default: swin-large]")
 @click.option("--variant", type=click.Choice(VARIANTS), help="Of the preset.  [default: mtmamba]")
 @click.option("--cross-task", type=click.Choice(CROSS_TASK), help="Third decoder block.  [default: learned]")
-@click.option("--size", callback=_size, help="HEIGHTxWIDTH of the image, pixels.  [default: the model's]")
+@click.option("--size", type=ImageSize(), help="HEIGHTxWIDTH of the image, pixels.  [default: the model's]")
 def main(
     ckpt: Path | None,
     dataset: str | None,

@@ -11,21 +11,13 @@ from typing import Any
 import click
 
 from mtmamba.config import ENCODERS, preset
-from mtmamba.console import command, progress, say
+from mtmamba.console import ImageSize, command, progress, say
 from mtmamba.data.synthetic import MIN_SIDE
 from mtmamba.files import check_output
 from mtmamba.metrics import meter_for
 from mtmamba.tasks import Task
 
 DEFAULT_MINUTES = 1.0
-
-
-def _size(_context: click.Context, _option: click.Parameter, text: str) -> tuple[int, int]:
-    """ "96x128" -> (96, 128), height first."""
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()) or min(int(height), int(width)) < MIN_SIDE:
-        raise click.BadParameter(f"expected HEIGHTxWIDTH of at least {MIN_SIDE} pixels, such as 96x128, found {text!r}")
-    return int(height), int(width)
 
 
 def _plain(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
@@ -55,7 +47,10 @@ def _show(tasks: tuple[Task, ...], ours: dict[str, dict[str, float]], constant: 
 )
 @click.option("--batch", type=click.IntRange(min=1), default=4, help="Scenes a step.")
 @click.option(
-    "--size", default="48x64", callback=_size, help="HEIGHTxWIDTH of the scenes, pixels; larger ones want more minutes."
+    "--size",
+    default="48x64",
+    type=ImageSize(at_least=MIN_SIDE),
+    help="HEIGHTxWIDTH of the scenes, pixels; larger ones want more minutes.",
 )
 @click.option(
     "--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: 4e-3 for nano, else 1e-4]"
