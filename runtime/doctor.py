@@ -15,7 +15,7 @@ from mtmamba.errors import MtmError
 from mtmamba.native import CPU_SWITCH, build_cpu_library
 from mtmamba.runtime import gpu, toolchain, trt
 from mtmamba.runtime.plugin_build import cached_library
-from mtmamba.runtime.video import CODECS, codec_works
+from mtmamba.runtime.video_out import encoder
 
 _TIMEOUT_S = 60
 
@@ -138,16 +138,22 @@ def check_cpu_library() -> list[Finding]:
 
 
 def check_video() -> list[Finding]:
-    """Which codecs this OpenCV really writes: each is tried on a temporary file."""
-    works = {suffix: [codec for codec in codecs if codec_works(codec, suffix)] for suffix, codecs in CODECS.items()}
-    texts = [f"{suffix} {' '.join(codecs)}" for suffix, codecs in works.items() if codecs]
-    found = f"OpenCV {cv2.__version__}: " + ", ".join(texts) if texts else None
-    cure = "pip install opencv-python-headless"
-    findings = [_finding("video writing", found, "mtm-run writes pictures only", cure)]
-    h264 = "OpenCV writes it" if "avc1" in works[".mp4"] else None
-    cost = "videos are MPEG-4 (mp4v): players show them, web browsers do not"
-    cure = "ffmpeg -i OUT.mp4 -c:v libx264 WEB.mp4, or an OpenCV built with H.264"
-    return [*findings, _finding("H.264 (avc1)", h264, cost, cure)]
+    """Which encoder videos are written with, and whether OpenCV can open a window."""
+    cure = "pip install av"
+    try:
+        found = encoder()
+    except MtmError:
+        found = ""
+    h264 = f"PyAV {importlib.metadata.version('av')}, {found}" if found == "libx264" else None
+    gui = next((line.split()[-1] for line in cv2.getBuildInformation().splitlines() if "GUI:" in line), "NONE")
+    return [
+        _finding("video writing", found, "mtm-run writes pictures only", cure),
+        _finding("H.264", h264, "videos are MPEG-4: players show them, web browsers do not", cure),
+        _finding(
+            "window", None if gui == "NONE" else f"OpenCV {cv2.__version__}, {gui}", "mtm-run --show does not work",
+            "pip uninstall opencv-python-headless, then pip install opencv-python",
+        ),
+    ]  # fmt: skip
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

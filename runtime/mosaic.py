@@ -81,10 +81,20 @@ class Mosaic:
 
     tasks: those to draw, in the order of the tiles after the source's. facts: for the empty cells, if any.
     still: the frames are pictures that have nothing to do with each other (a folder), so nothing is smoothed.
+    one_size: all pages have the first one's size, whatever the frames' (they become a video).
     """
 
-    def __init__(self, tasks: tuple[Task, ...], facts: Facts, *, still: bool = False, picture_width: int = 624) -> None:
+    def __init__(
+        self,
+        tasks: tuple[Task, ...],
+        facts: Facts,
+        *,
+        still: bool = False,
+        one_size: bool = False,
+        picture_width: int = 624,
+    ) -> None:
         self._tasks, self._facts, self._picture_width = tasks, facts, picture_width
+        self._one_size = one_size
         self._scale = DepthScale(momentum=0.0 if still else 0.9)
         self._blank: tuple[tuple[int, int], Layout, Picture] | None = None
 
@@ -114,7 +124,7 @@ class Mosaic:
 
     def _page(self, size: tuple[int, int]) -> tuple[Layout, Picture]:
         """The layout for a source of `size` (width, height), and the page with all that no frame changes."""
-        if self._blank is None or self._blank[0] != size:
+        if self._blank is None or (not self._one_size and self._blank[0] != size):
             layout = plan_layout(size, 1 + len(self._tasks), self._picture_width)
             page = np.empty((layout.size[1], layout.size[0], 3), np.uint8)
             page[:] = PAGE

@@ -1,8 +1,14 @@
-"""Where results go: an annotated video, pictures, and raw predictions. Every file appears whole or not at all."""
+"""Where results go: annotated videos, pictures, a window, and raw predictions. A file appears whole or not at all; a
+video that was not finished stays under its temporary name (`video_out.part_of`).
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+A page is one frame's picture; with the view `tasks` there is one a task.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -11,42 +17,116 @@ from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 from mtmamba.runtime.draw import Picture
 from mtmamba.runtime.postprocess import Prediction
-from mtmamba.runtime.sources import Frame, Source
-from mtmamba.runtime.video import CODECS, video_output
+from mtmamba.runtime.sources import Frame, Source, usual_fps
+from mtmamba.runtime.video_out import SUFFIXES, VideoWriter, video_output
 
-Write = Callable[[Frame, Picture], None]
-SUFFIXES = {"video": ".mtm.mp4", "image": ".mtm.png", "folder": ".mtm"}
+Pages = Mapping[str, Picture]  # "" -> the mosaic, or task name -> its picture
+Write = Callable[[Frame, Pages], None]
+Form = Literal["video", "picture", "pictures"]
+"""One video, one picture, or a folder of pictures."""
+
+WHOLE = ""  # the name of the page that holds every task
 
 
-def output_path(source: Source, given: Path | None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where to write and what.
+
+    target, form: see `output_path` and `Form`; target None: nothing but raw or the window. view: one of `views.VIEWS`.
+    raw: a folder for predictions at the source's size, as NAME.npz. show: in a window too. picture_width: of a task's
+    picture on the page, in pixels.
+    """
+
+    target: Path | None
+    form: Form
+    view: str = "mosaic"
+    raw: Path | None = None
+    show: bool = False
+    picture_width: int = 624
+
+
+def output_form(source: Source, given: Path | None, choice: str | None) -> Form:
+    """What is written: as `choice` (`mp4` or `png`) says, else as the given name's suffix, else as the source is."""
+    if choice is None and given is not None and given.suffix.lower() in SUFFIXES and not given.is_dir():
+        choice = "mp4"
+    if choice == "mp4" or (choice is None and source.moving):
+        return "video"
+    return "picture" if source.single else "pictures"
+
+
+def output_path(source: Source, given: Path | None, form: Form) -> Path:
     """`given`, or NAME.mtm.mp4, NAME.mtm.png or NAME.mtm (a folder) in the working folder, or in `given` if it is a
     folder and the result a file. Raises MtmError for a name of another kind, and for one that is the source itself."""
-    path = source.path.resolve()
-    name = (path.name if source.kind == "folder" else path.stem) + SUFFIXES[source.kind]
-    target = Path(name) if given is None else given
-    if source.kind != "folder" and target.is_dir():
-        target = target / name
-    kinds = {"video": tuple(CODECS), "image": (".png",)}.get(source.kind)
+    default = f"{source.stem}.mtm" + {"video": ".mp4", "picture": ".png", "pictures": ""}[form]
+    target = Path(default) if given is None else given
+    if form != "pictures" and target.is_dir():
+        target = target / default
+    kinds = {"video": SUFFIXES, "picture": (".png",)}.get(form)
     if kinds and target.suffix.lower() not in kinds:
         raise MtmError(
-            f"{target}: expected a name ending in {' or '.join(kinds)} for a {source.kind}, found {target.suffix!r}"
+            f"{target}: expected a name ending in {' or '.join(kinds)} for a {form}, found {target.suffix!r}"
         )
-    if target.resolve() == path:
+    if source.path is not None and target.resolve() == source.path.resolve():
         raise MtmError(f"{target}: the output is the source itself; choose another output with --output")
     return target
 
 
+def page_path(target: Path, page: str) -> Path:
+    """`target`, or for a task's own page NAME.TASK.mp4, and a folder TASK in a folder."""
+    if page == WHOLE:
+        return target
+    return target.with_name(f"{target.stem}.{page}{target.suffix}") if target.suffix else target / page
+
+
 @contextmanager
-def picture_output(source: Source, target: Path) -> Iterator[Write]:
-    """A function that writes one frame's page. A video appears under `target` when the block succeeds; pictures at
-    once."""
-    if source.kind == "video":
-        with video_output(target, source.fps) as writer:
-            yield lambda frame, page: writer.write(page)
-    elif source.kind == "image":
-        yield lambda frame, page: write_png(target, page)
-    else:
-        yield lambda frame, page: write_png(target / f"{frame.name}.png", page)
+def picture_output(source: Source, target: Path, form: Form, pages: tuple[str, ...]) -> Iterator[Write]:
+    """A function that writes one frame's pages. A video appears when the block succeeds; pictures at once."""
+    with ExitStack() as stack:
+        if form == "video":
+            fps = usual_fps(source)
+            writers = {page: stack.enter_context(video_output(page_path(target, page), fps)) for page in pages}
+            yield lambda frame, made: _append(writers, frame if source.live else None, made)
+        elif form == "picture":
+            yield lambda frame, made: _each(made, lambda page: page_path(target, page))
+        else:
+            yield lambda frame, made: _each(made, lambda page: page_path(target, page) / f"{frame.name}.png")
+
+
+def _append(writers: dict[str, VideoWriter], timed: Frame | None, pages: Pages) -> None:
+    for page, writer in writers.items():
+        writer.write(pages[page], None if timed is None else timed.time_s)
+
+
+def _each(pages: Pages, path_of: Callable[[str], Path]) -> None:
+    for page, picture in pages.items():
+        write_png(path_of(page), picture)
+
+
+@contextmanager
+def window(title: str, pages: tuple[str, ...]) -> Iterator[Write]:
+    """A function that shows a frame's pages, a window each; KeyboardInterrupt where the user presses q or Esc or closes
+    one. Raises MtmError where this OpenCV has no windows."""
+    names = {page: f"{title} {page}".strip() for page in pages}
+    try:
+        for name in names.values():
+            cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
+    except cv2.error as error:
+        raise MtmError(
+            "--show: expected an OpenCV that can open windows and a screen to open them on, found none; install "
+            "opencv-python in place of opencv-python-headless, or leave --show out"
+        ) from error
+
+    def show(frame: Frame, made: Pages) -> None:
+        for page, name in names.items():
+            cv2.imshow(name, made[page])
+        closed = any(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1 for name in names.values())
+        if cv2.waitKey(1) & 0xFF in (27, ord("q")) or closed:
+            raise KeyboardInterrupt
+
+    try:
+        yield show
+    finally:
+        cv2.destroyAllWindows()
 
 
 def write_png(target: Path, picture: Picture) -> None:

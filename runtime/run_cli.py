@@ -1,4 +1,4 @@
-"""mtm-run: a model over a video, a picture or a folder of pictures, every task drawn."""
+"""mtm-run: a model over a video, pictures or a live stream, every task drawn."""
 
 import math
 import time
@@ -13,55 +13,85 @@ from mtmamba.console import Interrupted, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
-from mtmamba.runtime.outputs import output_path
+from mtmamba.runtime.outputs import Outputs, output_form, output_path, page_path
 from mtmamba.runtime.run import RunResult, frames_to_do, run
 from mtmamba.runtime.sources import Source, open_source
+from mtmamba.runtime.streams import Patience
+from mtmamba.runtime.views import VIEWS, page_names
 from mtmamba.tasks import Task
 
 _PATH = click.Path(path_type=Path)
 
 
-class SourcePath(click.Path):
-    """A path; an empty text (an unset shell variable) is refused, where pathlib would take it for the working folder."""
+class SourceName(click.ParamType[str]):
+    """A path, a pattern, a URL or a camera's number; an empty text (an unset shell variable) is refused, where pathlib
+    would take it for the working folder."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
+    name = "source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value):
             self.fail("it is empty; name a video, a picture or a folder", param, ctx)
-        return super().convert(value, param, ctx)
+        return str(value)
 
 
-@command(epilog="Example: mtm-run video.mp4")
-@click.argument("source", type=SourcePath(path_type=Path))
+@command(
+    epilog="Examples: mtm-run video.mp4    mtm-run 'frames/*.png' -o clip.mp4    mtm-run rtsp://camera/stream --show"
+)
+@click.argument("source", type=SourceName())
 @click.option(
     "--model", type=_PATH, help="An .engine, .onnx or .pth file.  [default: the only one here, in that order]"
 )
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="What runs it.  [default: by the model file]")
 @click.option("--tasks", help="Tasks to draw, such as semseg,depth.  [default: all of the model's]")
 @click.option("-o", "--output", type=_PATH, help="[default: NAME.mtm.mp4, NAME.mtm.png or NAME.mtm/ here]")
+@click.option(
+    "--format", "choice", type=click.Choice(["mp4", "png"]),
+    help="A video, or PNG files.  [default: by the output's name, else as the source is]",
+)  # fmt: skip
+@click.option("--view", type=click.Choice(VIEWS), default="mosaic", help="All on one page, or a file a task.")
+@click.option("--show", is_flag=True, help="Show it in a window too; q ends.")
+@click.option("--no-output", is_flag=True, help="Write no pictures: for --save-raw or --show alone.")
 @click.option("--save-raw", type=_PATH, help="Folder for the predictions too: one .npz a frame, at the source's size.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames.")
 @click.option("--tile-width", type=click.IntRange(200, 4096), default=624, help="Width of a task's picture in pixels.")
+@click.option(
+    "--stall", type=click.FloatRange(min=0.1), default=10.0, help="Seconds of silence that count as a lost stream."
+)
+@click.option("--retries", type=click.IntRange(min=0), default=3, help="Times a lost stream is opened again.")
 def main(
-    source: Path,
+    source: str,
     model: Path | None,
     backend: str | None,
     tasks: str | None,
     output: Path | None,
+    choice: str | None,
+    view: str,
+    show: bool,
+    no_output: bool,
     save_raw: Path | None,
     max_frames: int | None,
     tile_width: int,
+    stall: float,
+    retries: int,
 ) -> dict[str, Any]:
-    """Run a model over SOURCE (a video, a picture, or a folder of pictures) and draw every task."""
-    opened = open_source(source)
-    target = output_path(opened, output)
+    """Run a model over SOURCE and draw every task.
+
+    SOURCE is a video, a picture, a folder of pictures, a pattern in quotes ('frames/*.png', frame_%04d.png), a stream
+    (rtsp://, rtmp://, udp://, http://) or a camera's number (0). A stream ends with Ctrl-C, --max-frames, or when it is
+    lost and --retries are used up; what was written is finished and plays.
+    """
+    if no_output and not (show or save_raw):
+        raise click.UsageError("--no-output leaves nothing to do; add --save-raw or --show")
+    opened = open_source(source, Patience(stall_s=stall, retries=retries))
+    form = output_form(opened, output, choice)
+    target = None if no_output else output_path(opened, output, form)
+    where = Outputs(target=target, form=form, view=view, raw=save_raw, show=show, picture_width=tile_width)
     with open_backend(_model(model, backend), backend) as loaded:
         chosen = choose_tasks(loaded.metadata, tasks)
         with _frame_bar(frames_to_do(opened, max_frames)) as advance:
-            result = run(
-                opened, loaded, target, tasks=chosen, raw=save_raw, max_frames=max_frames,
-                picture_width=tile_width, on_frame=advance,
-            )  # fmt: skip
-        summary = _summary(opened, loaded, target, save_raw, chosen, result)
+            result = run(opened, loaded, where, tasks=chosen, max_frames=max_frames, on_frame=advance)
+        summary = _summary(opened, loaded, where, chosen, result)
     _tell(summary)
     if result.interrupted:
         raise Interrupted(summary)
@@ -108,18 +138,23 @@ def _frame_bar(total: int | None) -> Iterator[Callable[[], None]]:
 
 
 def _summary(
-    source: Source, backend: Backend, target: Path, raw: Path | None, tasks: tuple[Task, ...], result: RunResult
+    source: Source, backend: Backend, outputs: Outputs, tasks: tuple[Task, ...], result: RunResult
 ) -> dict[str, Any]:
+    target, raw = outputs.target, outputs.raw
+    pages = [] if target is None else [str(page_path(target, page)) for page in page_names(outputs.view, tasks)]
     return {
-        "source": str(source.path),
-        "output": str(target),
+        "source": source.label,
+        "output": pages[0] if len(pages) == 1 else pages or None,
         "raw": None if raw is None else str(raw),
         "model": str(backend.model),
         "backend": backend.name,
         "device": backend.device,
         "tasks": [task.name for task in tasks],
         "frames": result.frames,
+        "skipped": list(result.skipped),
+        "dropped": result.dropped,
         "engine_ms_p50": None if math.isnan(result.engine_ms_p50) else round(result.engine_ms_p50, 3),
+        "stages_ms_p50": {name: round(ms, 3) for name, ms in result.stages_ms_p50.items()},
         "fps": round(result.fps, 2),
         "source_fps": source.fps or None,
         "interrupted": result.interrupted,
@@ -127,15 +162,22 @@ def _summary(
 
 
 def _tell(summary: dict[str, Any]) -> None:
-    count = summary["frames"]
+    count, output, stages = summary["frames"], summary["output"], summary["stages_ms_p50"]
     frames = f"{count} frame{'s' if count != 1 else ''}"
     if summary["interrupted"]:
         frames += " (interrupted; complete up to there)"
+    if summary["skipped"]:
+        frames += f"; {len(summary['skipped'])} could not be read"
+    if summary["dropped"]:
+        frames += f"; {summary['dropped']} came faster than they could be used"
+    slowest = max(stages, key=stages.__getitem__)
     lines = {
-        "wrote": summary["output"],
+        "wrote": ", ".join(output) if isinstance(output, list) else output,
         "raw": summary["raw"],
         "frames": frames,
         "speed": f"{summary['fps']:.1f} frames/s end to end; model alone {summary['engine_ms_p50']} ms a frame (p50)",
+        "stages": ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items())
+        + f" ms a frame; {slowest} sets the pace",
         "model": f"{summary['model']} with {summary['backend']} on {summary['device']}",
         "tasks": ", ".join(summary["tasks"]),
     }

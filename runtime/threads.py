@@ -1,19 +1,26 @@
-"""Two helpers for work beside the main thread: read ahead, and consume behind. Order is kept, nothing is dropped,
-queues are bounded, and what goes wrong in the thread is raised where the caller stands."""
+"""Work in overlapping stages: each stage reads from the one before it in a thread of its own, through a bounded queue.
+
+Order is kept, nothing is dropped, and what goes wrong in a stage is raised where the last stage is read, after every
+item that came before it.
+"""
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 _POLL_S = 0.1
+_KEPT = 10_000  # times kept a stage: enough for a median, flat in memory however long a stream runs
 
 
 class Prefetch(Generic[T]):
-    """Iterate over `items` while a thread makes the next `depth` of them. `close` stops the thread and closes
-    `items`."""
+    """Iterate over `items` while a thread makes the next `depth` of them. `close` stops the thread and closes `items`.
+    Where an iteration was broken off (by Ctrl-C), a new one goes on with the next item."""
 
     def __init__(self, items: Generator[T, None, None], depth: int) -> None:
         self._items = items
@@ -22,10 +29,14 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(target=self._run, name="mtm-prefetch", daemon=True)
         self._thread.start()
 
+    done = False
+    """Whether the end, or an error, has been handed over: nothing follows."""
+
     def __iter__(self) -> Iterator[T]:
-        while True:
+        while not self.done:
             item = self._queue.get()
             if isinstance(item, _End):
+                self.done = True
                 if item.error is not None:
                     raise item.error
                 return
@@ -57,55 +68,46 @@ class Prefetch(Generic[T]):
         return False
 
 
-class Consumer(Generic[T]):
-    """Call `consume` on every item `put`, in a thread, in order.
+class Meter:
+    """How long each stage is busy: milliseconds an item, of the last 10,000 items."""
 
-    A context manager: leaving the block waits until all is consumed; leaving it by an exception drops what is still
-    queued. Either way the thread has ended afterwards.
-    """
+    def __init__(self) -> None:
+        self.ms: dict[str, deque[float]] = {}
 
-    def __init__(self, consume: Callable[[T], None], depth: int) -> None:
-        self._consume = consume
-        self._queue: queue.Queue[T | _End] = queue.Queue(depth)
-        self._error: BaseException | None = None
-        self._cancelled = False
-        self._thread = threading.Thread(target=self._run, name="mtm-consume", daemon=True)
-        self._thread.start()
+    def add(self, stage: str, ms: float) -> None:
+        self.ms.setdefault(stage, deque(maxlen=_KEPT)).append(ms)
 
-    def put(self, item: T) -> None:
-        """Queue one item; waits while the queue is full. Raises what `consume` raised for an earlier one."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put(item)
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.add(stage, (time.perf_counter() - start) * 1e3)
 
-    def __enter__(self) -> "Consumer[T]":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._cancelled = error is not None
-        try:
-            self._finish()
-        except KeyboardInterrupt:  # a second Ctrl-C while the queue is being worked off
-            self._cancelled = True
-            self._finish()
-            raise
-        if error is None and self._error is not None:
-            raise self._error
-
-    def _finish(self) -> None:
-        self._queue.put(_End(None))
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not isinstance(item := self._queue.get(), _End):
-            if self._cancelled or self._error is not None:
-                continue  # empty the queue, so that no put waits for ever
+    def pull(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """`items`, the making of each measured."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
             try:
-                self._consume(item)
-            except BaseException as caught:  # handed to the caller by put and __exit__
-                self._error = caught
+                item = next(iterator)
+            except StopIteration:
+                return
+            self.add(stage, (time.perf_counter() - start) * 1e3)
+            yield item
+
+
+def stage(
+    name: str, work: Callable[[T], U], items: Generator[T, None, None], meter: Meter, depth: int
+) -> Generator[U, None, None]:
+    """`work` on every one of `items`, which a thread makes `depth` ahead."""
+    ahead = Prefetch(items, depth)
+    try:
+        for item in ahead:
+            with meter.measure(name):
+                result = work(item)
+            yield result
+    finally:
+        ahead.close()
 
 
 class _End:

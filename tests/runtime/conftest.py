@@ -1,5 +1,6 @@
 """A toy model (one convolution a task, our metadata) and small media files: the runtime's tests take milliseconds."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,3 +117,10 @@ def photo() -> np.ndarray:
     image[..., 1] = np.linspace(255, 0, 60, dtype=np.uint8)[:, None]
     image[20:40, 30:60] = (30, 80, 220)
     return np.clip(image + rng.integers(-10, 10, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,149 @@
+"""How much of its slowest stage's speed the pipeline of mtm-run keeps.
+
+    python benchmarks/pipeline.py --json benchmarks/pipeline.json
+
+A model that only waits, as the CPU does while a GPU works, takes a given time a frame; decoding, preprocessing, drawing
+and encoding are real. Three settings: the model is the slowest stage by far, drawing is, and none is. For each, the
+pipeline's frames a second against those of its slowest stage alone: the same stage, run over the same frames with
+nothing beside it. Each is the median of several runs, the two taken in turns.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mtmamba.config import preset
+from mtmamba.metadata import ModelMetadata
+from mtmamba.runtime.backends.base import Array, Backend
+from mtmamba.runtime.outputs import Outputs, output_path, picture_output
+from mtmamba.runtime.preprocess import preprocess
+from mtmamba.runtime.run import run
+from mtmamba.runtime.sources import Frame, open_source
+from mtmamba.runtime.video_out import video_output
+from mtmamba.runtime.views import open_view, page_names
+
+SOURCE_SIZE, INPUT_SIZE = (270, 480), (96, 160)  # height, width
+SETTINGS = {"model slowest": 120.0, "drawing slowest": 2.0, "alike": None}
+
+
+class Waiting(Backend):
+    """Answers with fixed outputs after `model_ms`, without using a core."""
+
+    name = "waiting"
+
+    def __init__(self, model_ms: float) -> None:
+        config = replace(preset("synthetic", "nano"), input_size=INPUT_SIZE)
+        metadata = ModelMetadata(config=config, input_size=INPUT_SIZE, batch=1, versions={})
+        super().__init__(Path("waiting"), metadata, "a clock")
+        rng = np.random.default_rng(0)
+        self.model_ms = model_ms
+        self._outputs = {
+            task.name: cv2.GaussianBlur(rng.normal(size=(*INPUT_SIZE, task.channels)).astype(np.float32), (0, 0), 4)
+            .reshape(*INPUT_SIZE, task.channels).transpose(2, 0, 1)[None] for task in metadata.tasks
+        }  # fmt: skip
+
+    def _execute(self, images: Array) -> dict[str, Array]:
+        time.sleep(self.model_ms / 1e3)
+        self.engine_ms = self.model_ms
+        return self._outputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the result there")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        clip = make_clip(Path(folder) / "clip.mp4", arguments.frames)
+        drawing_ms = alone(clip, Waiting(0), "draw") * 1e3
+        rows = [
+            measure(clip, name, drawing_ms if model_ms is None else model_ms, arguments.repeats)
+            for name, model_ms in SETTINGS.items()
+        ]
+    show(rows)
+    if arguments.json:
+        result = {"frames": arguments.frames, "repeats": arguments.repeats, "cores": len(os.sched_getaffinity(0)),
+                  "cpu": platform.processor() or platform.machine(), "source": SOURCE_SIZE, "input": INPUT_SIZE,
+                  "settings": rows}  # fmt: skip
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def make_clip(path: Path, frames: int) -> Path:
+    rng = np.random.default_rng(0)
+    wide = cv2.GaussianBlur(rng.integers(0, 256, (*SOURCE_SIZE, 3), dtype=np.uint8).repeat(2, 1), (0, 0), 5)
+    with video_output(path, 25) as writer:
+        for index in range(frames):
+            writer.write(np.ascontiguousarray(wide[:, 2 * (index % 200) :][:, : SOURCE_SIZE[1]]))
+    return path
+
+
+def measure(clip: Path, name: str, model_ms: float, repeats: int) -> dict[str, Any]:
+    together, apart = [], []
+    for _ in range(repeats):
+        backend = Waiting(model_ms)
+        result = run(open_source(clip), backend, outputs_in(clip), tasks=backend.metadata.tasks)
+        stages = result.stages_ms_p50
+        slowest = max(stages, key=stages.__getitem__)
+        together.append(result.fps)
+        apart.append(1 / alone(clip, backend, slowest))
+    fps, fps_alone = statistics.median(together), statistics.median(apart)
+    return {
+        "setting": name, "model_ms": round(model_ms, 1), "slowest_stage": slowest, "fps": round(fps, 2),
+        "fps_of_slowest_stage_alone": round(fps_alone, 2), "share": round(fps / fps_alone, 4),
+        "stages_ms_p50": {stage: round(ms, 2) for stage, ms in stages.items()},
+    }  # fmt: skip
+
+
+def outputs_in(clip: Path) -> Outputs:
+    return Outputs(target=clip.with_name("out.mp4"), form="video")
+
+
+def alone(clip: Path, backend: Backend, stage: str) -> float:
+    """Seconds a frame of one stage with nothing beside it."""
+    source = open_source(clip)
+    frames: list[Frame] = list(source.frames())
+    images = [preprocess(frame.image, backend.metadata)[None] for frame in frames[:8]]
+    outputs = {name: output[0] for name, output in Waiting(0).infer(images[0]).items()}
+    draw = open_view(outputs_in(clip), source, backend, backend.metadata.tasks, len(frames))
+    page = draw(frames[0], outputs)
+    target = output_path(source, clip.with_name("alone.mp4"), "video")
+    with picture_output(source, target, "video", page_names("mosaic", backend.metadata.tasks)) as write:
+        work = {
+            "preprocess": lambda index: preprocess(frames[index].image, backend.metadata),
+            "infer": lambda index: backend.infer(images[index % 8]),
+            "draw": lambda index: draw(frames[index], outputs),
+            "write": lambda index: write(frames[index], page),
+        }[stage]
+        start = time.perf_counter()
+        for index in range(len(frames)):
+            work(index)
+        elapsed = time.perf_counter() - start
+        write(frames[0], page)
+    return elapsed / len(frames)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="mtm-run's pipeline against its slowest stage alone", title_justify="left")
+    for column in ("setting", "model ms", "slowest", "frames/s", "stage alone", "share"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row["setting"], str(row["model_ms"]), row["slowest_stage"], str(row["fps"]),
+                      str(row["fps_of_slowest_stage_alone"]), f"{100 * row['share']:.1f} %")  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

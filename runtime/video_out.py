@@ -1,0 +1,178 @@
+"""Writing videos with PyAV (FFmpeg): H.264 where it has an encoder, else MPEG-4.
+
+While a video is written it is NAME.part.mp4, in fragments of two seconds: whatever ends the program, SIGKILL included,
+what stands there plays. When it is finished it is put in order (the index first, as players over the network like it)
+and gets its name.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from mtmamba.errors import MtmError
+from mtmamba.files import atomic_path
+from mtmamba.runtime.preprocess import Image
+from mtmamba.runtime.video_in import reason
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".mp4", ".mov")
+CODECS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "veryfast", "crf": "20", "bf": "0"},
+    "mpeg4": {"qscale": "3"},
+}
+"""Encoders to try, the one that plays in most places first, with their options: a fixed, high quality, and no frames that
+refer to later ones (they would delay every time stamp of a fragmented file)."""
+
+TIME_BASE = Fraction(1, 90_000)
+_FRAGMENT_S = 2
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+_IN_ORDER = {"movflags": "faststart"}
+_BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what OpenCV's conversion makes
+
+
+@lru_cache(maxsize=1)
+def encoder() -> str:
+    """The first of CODECS this FFmpeg has. Raises MtmError where it has none."""
+    for name in CODECS:
+        with suppress(av.codec.codec.UnknownCodecError):
+            return str(av.codec.Codec(name, "w").name)
+    raise MtmError(
+        f"this FFmpeg has none of the encoders {', '.join(CODECS)}; install PyAV from PyPI (pip install av), or write "
+        "pictures with --format png"
+    )
+
+
+def part_of(target: Path) -> Path:
+    """What `target` is called while it is written."""
+    return target.with_name(f"{target.stem}.part{target.suffix}")
+
+
+class VideoWriter:
+    """Writes frames [H, W, 3] uint8 BGR, H and W even, all of one size, to `path`. `frames`: how many so far."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.frames = path, 0
+        self._fps, self._last, self._size = fps, -1, (0, 0)
+        self._container: Any = None
+        self._stream: Any = None
+
+    def write(self, picture: Image, time_s: float | None = None) -> None:
+        """Append a frame, shown at `time_s` (default: the frames' number over the rate; times only grow). Raises MtmError
+        where it cannot be written, ValueError where its size is another."""
+        size = (picture.shape[1], picture.shape[0])
+        with self._failures():
+            if self._container is None:
+                self._open(size)
+            if size != self._size:
+                raise ValueError(f"expected frames of {self._size}, found {size}")
+            # OpenCV's conversion: FFmpeg's own shifts greys by three levels at its default settings.
+            planes = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), np.uint8)
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            wanted = self.frames / self._fps if time_s is None else time_s
+            self._last = max(self._last + 1, round(wanted / TIME_BASE))
+            frame.pts, frame.time_base = self._last, TIME_BASE
+            self._container.mux(self._stream.encode(frame))
+        self.frames += 1
+
+    def close(self) -> None:
+        """Write what the encoder still holds. Raises MtmError where that fails."""
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        with self._failures():
+            try:
+                container.mux(self._stream.encode(None))
+            finally:
+                container.close()
+
+    def _open(self, size: tuple[int, int]) -> None:
+        codec = encoder()
+        self._container = av.open(str(self.path), "w", options=_FRAGMENTED)
+        rate = Fraction(self._fps).limit_denominator(1001)
+        self._stream = self._container.add_stream(codec, rate=rate, options=CODECS[codec])
+        self._stream.width, self._stream.height = self._size = size
+        self._stream.pix_fmt = "yuv420p"
+        codec_context = self._stream.codec_context
+        codec_context.time_base, codec_context.colorspace, codec_context.color_range = TIME_BASE, _BT601, _LIMITED
+        self._stream.gop_size = max(1, round(_FRAGMENT_S * self._fps))
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            raise MtmError(
+                f"{self.path}: writing failed after {self.frames} frames ({reason(error)}); free space or choose another "
+                "output with --output"
+            ) from error
+
+
+@contextmanager
+def video_output(target: Path, fps: float) -> Iterator[VideoWriter]:
+    """A writer whose file appears under `target` when the block succeeds. Where it fails, what was written stays as
+    `part_of(target)`, and plays; nothing stays where there was no frame."""
+    if target.suffix.lower() not in SUFFIXES:
+        raise MtmError(f"{target}: expected a video name ending in {' '.join(SUFFIXES)}, found {target.suffix!r}")
+    part = part_of(target)
+    _make_folder(target)
+    writer = VideoWriter(part, fps)
+    try:
+        try:
+            yield writer
+        finally:
+            writer.close()
+        if writer.frames:
+            _put_in_order(part, target, writer.frames)
+            part.unlink()
+    except BaseException:
+        if writer.frames:
+            logger.warning("%s: the %d frames written so far are in %s", target, writer.frames, part)
+        raise
+    finally:
+        if not writer.frames:
+            part.unlink(missing_ok=True)
+
+
+def _make_folder(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MtmError(
+            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
+        ) from error
+
+
+def _put_in_order(part: Path, target: Path, frames: int) -> None:
+    """Copy the packets of a fragmented file, undecoded, into a plain one. Raises MtmError where it holds fewer than
+    `frames`."""
+    count = 0
+    with atomic_path(target) as temporary:
+        try:
+            with (
+                av.open(str(part)) as source,
+                av.open(str(temporary), "w", options=_IN_ORDER) as result,
+            ):
+                stream = result.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.size:  # the last one is empty
+                        packet.stream = stream
+                        result.mux(packet)
+                        count += 1
+        except av.error.FFmpegError as error:
+            raise MtmError(
+                f"{target}: putting {part.name} in order failed ({reason(error)}); free space, or use that file as it is"
+            ) from error
+        if count != frames:
+            raise MtmError(
+                f"{target}: expected {frames} frames in the finished video, found {count}; the disk is probably full: "
+                "free space or choose another output with --output"
+            )
