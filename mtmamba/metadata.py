@@ -14,13 +14,17 @@ METADATA_KEY = "mtmamba"
 METADATA_FORMAT = 1
 INPUT_NAME = "image"
 """The exported model's input: [B, 3, H, W] float32, RGB in 0..1, minus `mean`, over `std`. Outputs carry the task's name
-and are the raw predictions [B, channels, H*output_scale, W*output_scale]."""
+and are the raw predictions [B, channels, H*output_scale, W*output_scale]. (Where `io` is `picture`: see
+`mtmamba.export.picture_io`.)"""
+
+IO_FORMS = ("raw", "picture")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
     """input_size: (height, width) in pixels. mean, std: RGB, of images in 0..1. versions: package name -> version.
-    checkpoint_sha256: of the checkpoint file the export was made from; "" if it was made from a model in memory."""
+    checkpoint_sha256: of the checkpoint file the export was made from; "" if it was made from a model in memory. io: what
+    goes in and out, one of IO_FORMS."""
 
     config: ModelConfig
     input_size: tuple[int, int]
@@ -29,6 +33,7 @@ class ModelMetadata:
     checkpoint_sha256: str = ""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    io: str = "raw"
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -39,6 +44,18 @@ class ModelMetadata:
         """(height, width) in pixels of every output."""
         height, width = self.input_size
         return height * self.config.output_scale, width * self.config.output_scale
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of the input; its type is uint8 where `io` is `picture`, else float32."""
+        height, width = self.input_size
+        return (self.batch, height, width, 3) if self.io == "picture" else (self.batch, 3, height, width)
+
+    def output_shape(self, task: Task) -> tuple[int, ...]:
+        """Of the task's output; its type with `io` `picture` is uint8, float16 for depth, else float32."""
+        if self.io == "raw":
+            return (self.batch, task.channels, *self.output_size)
+        return (self.batch, *self.output_size, *((3,) if task.kind == "normals" else ()))
 
     def to_dict(self) -> dict[str, Any]:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -81,6 +98,8 @@ class ModelMetadata:
             whole and len(_items(size)) == 2 and real and len(numbers) == 6 and all(n > 0 for n in _items(self.std))
         ):
             raise MtmError(f"{source}: damaged mtmamba metadata (sizes or normalisation); export again with mtm-export")
+        if self.io not in IO_FORMS:
+            raise MtmError(f"{source}: expected io to be one of {', '.join(IO_FORMS)}, found {self.io!r}; export again")
 
     @classmethod
     def from_json(cls, text: str | None, source: str) -> "ModelMetadata":
