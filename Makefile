@@ -4,7 +4,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-SOURCES := mtmamba export calib runtime tests benchmarks
+SOURCES := mtmamba export calib runtime tests benchmarks examples
 
 .PHONY: demo test lint types unit format clean
 
