@@ -14,6 +14,7 @@ from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
 from mtmamba.runtime.outputs import Outputs, output_form, output_path, page_path
+from mtmamba.runtime.ray_job import Job, failures, run_videos
 from mtmamba.runtime.run import RunResult, frames_to_do, run
 from mtmamba.runtime.sources import Source, open_source
 from mtmamba.runtime.streams import Patience
@@ -55,6 +56,12 @@ class SourceName(click.ParamType[str]):
 @click.option("--save-raw", type=_PATH, help="Folder for the predictions too: one .npz a frame, at the source's size.")
 @click.option("--max-frames", type=click.IntRange(min=1), help="Stop after this many frames.")
 @click.option("--tile-width", type=click.IntRange(200, 4096), default=624, help="Width of a task's picture in pixels.")
+@click.option("--ray", "on_ray", is_flag=True, help="SOURCE is a folder of videos: many at a time, with Ray.")
+@click.option("--ray-address", metavar="HOST:PORT", help="With --ray: a running cluster.  [default: this machine]")
+@click.option("--ray-workers", type=click.IntRange(min=1), default=1, help="With --ray: videos at a time.")
+@click.option(
+    "--ray-gpus", type=click.FloatRange(min=0), default=0.0, help="With --ray: GPUs a worker takes, such as 0.5."
+)
 @click.option(
     "--stall", type=click.FloatRange(min=0.1), default=10.0, help="Seconds of silence that count as a lost stream."
 )
@@ -72,6 +79,10 @@ def main(
     save_raw: Path | None,
     max_frames: int | None,
     tile_width: int,
+    on_ray: bool,
+    ray_address: str | None,
+    ray_workers: int,
+    ray_gpus: float,
     stall: float,
     retries: int,
 ) -> dict[str, Any]:
@@ -83,6 +94,16 @@ def main(
     """
     if no_output and not (show or save_raw):
         raise click.UsageError("--no-output leaves nothing to do; add --save-raw or --show")
+    if on_ray:
+        return _run_on_ray(
+            Path(source),
+            Job(
+                model=_model(model, backend).resolve(), backend=backend, folder=(output or Path(f"{source}.mtm")).resolve(),
+                tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None, view=view,
+                raw=None if save_raw is None else save_raw.resolve(), picture_width=tile_width, max_frames=max_frames,
+                workers=ray_workers, gpus=ray_gpus, address=ray_address,
+            ),
+        )  # fmt: skip
     opened = open_source(source, Patience(stall_s=stall, retries=retries))
     form = output_form(opened, output, choice)
     target = None if no_output else output_path(opened, output, form)
@@ -96,6 +117,17 @@ def main(
     if result.interrupted:
         raise Interrupted(summary)
     return summary
+
+
+def _run_on_ray(folder: Path, job: Job) -> dict[str, Any]:
+    with open_backend(job.model, job.backend) as loaded:  # a wrong model or task is said before a cluster is started
+        choose_tasks(loaded.metadata, ",".join(job.tasks) if job.tasks else None)
+    rows = run_videos(folder, job)
+    for row in rows:
+        say(f"{row['source']}: {row['error'] or str(row['frames']) + ' frames to ' + row['output']}")
+    if failed := failures(rows):
+        raise MtmError(f"{len(failed)} of {len(rows)} videos failed, the others are done; the first: {failed[0]}")
+    return {"videos": rows, "frames": sum(row["frames"] for row in rows), "model": str(job.model)}
 
 
 def choose_tasks(metadata: ModelMetadata, names: str | None) -> tuple[Task, ...]:

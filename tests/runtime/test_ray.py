@@ -1,0 +1,60 @@
+"""A folder of videos through a local Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mtmamba.errors import MtmError
+from mtmamba.runtime import gpu
+from mtmamba.runtime.ray_job import videos_in
+from mtmamba.runtime.run_cli import main
+
+Reader = Callable[[Path], tuple[list[np.ndarray], float]]
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "find_gpus", list)
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own, of its threads and sockets
+def test_every_video_of_a_folder(
+    tmp_path: Path, toy_onnx: Path, make_video: Callable[..., Path], read_frames: Reader
+) -> None:
+    """Two good videos, one of them in a folder below, and a broken one that stops neither."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'mtmamba[ray]'")
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    make_video(tmp_path / "in" / "a.mp4", frames=5)
+    make_video(tmp_path / "in" / "b" / "a.mp4", frames=7)
+    (tmp_path / "in" / "c.mp4").write_bytes(b"no video")
+    result = CliRunner().invoke(main, ["in", "--ray", "--ray-workers", "2", "--tasks", "depth", "--save-raw", "raw"])
+    assert result.exit_code == 1
+    assert "1 of 3 videos failed, the others are done; the first: " in result.stderr and "c.mp4" in result.stderr
+    for name, count in (("a", 5), ("b/a", 7)):
+        assert len(read_frames(tmp_path / "in.mtm" / f"{name}.mtm.mp4")[0]) == count
+        assert len(list((tmp_path / "raw" / name).glob("*.npz"))) == count
+
+
+def test_without_videos(tmp_path: Path, toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(*arguments: object) -> str:
+        result = CliRunner().invoke(main, [*map(str, arguments), "--ray", "--json"])
+        assert result.exit_code == 1, result.output
+        answer: dict[str, Any] = json.loads(result.stdout)
+        return str(answer["error"])
+
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").touch()
+    assert "expected videos (.mp4" in error("p") and "for pictures leave --ray out" in error("p")
+    assert "expected a folder of videos" in error("toy.onnx")
+    assert "expected some of this model's tasks" in error("p", "--tasks", "flow")
+    with pytest.raises(MtmError, match="expected a folder of videos"):
+        videos_in(tmp_path / "nothing")
+    (tmp_path / "p" / "a.mp4").touch()
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert "install it with pip install 'mtmamba[ray]'" in error("p")
