@@ -1,15 +1,23 @@
 """The dataset `synthetic`: furnished rooms rendered on the fly, with exact labels of six tasks
 (`mtmamba.tasks.DATASETS`)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from mtmamba.data.augment import Sample, Size
+from mtmamba.data.dataset import DenseDataset
 from mtmamba.data.render import Rendering, RoomRenderer
 from mtmamba.data.rooms import build_room
 from mtmamba.errors import MtmError
-from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD
+from mtmamba.tasks import Task, dataset
+
+HELD_OUT_SEED = 2**31
+"""Evaluation scenes have this seed; training seeds are smaller, so that no scene is in both."""
+
+ENDLESS = 2**31
+"""Scenes of a training set that never shows one twice."""
 
 MIN_SIDE = 8
 _NEAREST_M = 0.35
@@ -41,31 +49,56 @@ def render_sample(seed: int, index: int, size: tuple[int, int]) -> Rendering:
     return renderer.render(size, photo_rng)
 
 
-def to_sample(rendering: Rendering) -> dict[str, Tensor]:
-    """The tensors of a sample, as `mtmamba.data.labels` lays them out."""
-    mean, std = (np.array(values, dtype=np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    image = (rendering.image.astype(np.float32) / 255 - mean) / std
+def to_raw(rendering: Rendering) -> Sample:
+    """`image` uint8 and every label, as `mtmamba.data.dataset.Source.decode` gives them."""
     return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        "image": torch.from_numpy(rendering.image).permute(2, 0, 1),
         "semseg": torch.from_numpy(rendering.semseg),
         "human_parts": torch.from_numpy(rendering.parts),
         "sal": torch.from_numpy(rendering.sal),
         "depth": torch.from_numpy(rendering.depth)[None],
-        "normals": torch.from_numpy(np.ascontiguousarray(rendering.normals.transpose(2, 0, 1))),
+        "normals": torch.from_numpy(rendering.normals).permute(2, 0, 1),
         "edge": torch.from_numpy(rendering.edge)[None],
     }
 
 
-class SyntheticScenes(Dataset[dict[str, Tensor]]):
-    """`length` rooms of `size` (height, width) pixels; item i is `render_sample(seed, i, size)`.
+@dataclass(frozen=True)
+class _Rooms:
+    """The source of `SyntheticScenes`."""
 
-    All labels are exact and every pixel is labelled. `semseg` is the NYU40 class; `human_parts` is background
-    everywhere but on people, so a room with nobody in it is all background (PASCAL-Context ignores such images
-    instead); `sal` is defined by `render.salient_pixels`, `edge` by `render.boundaries`; `depth` is in metres along
-    the optical axis. Raises MtmError for a length below 1, a side below 8 pixels or a negative seed.
+    length: int
+    size: Size
+    seed: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name_of(self, index: int) -> str:
+        return f"room-{self.seed}-{index:06d}"
+
+    def decode(self, index: int, tasks: tuple[Task, ...]) -> Sample:
+        return to_raw(render_sample(self.seed, index, self.size))
+
+
+class SyntheticScenes(DenseDataset):
+    """`length` rooms of `size` (height, width) pixels; item i is `render_sample(seed, i, size)`, augmented on request.
+
+    All labels are exact and every pixel is labelled, but for what augmentation pads. `semseg` is the NYU40 class;
+    `human_parts` is background everywhere but on people, so a room with nobody in it is all background
+    (PASCAL-Context ignores such images instead); `sal` is defined by `render.salient_pixels`, `edge` by
+    `render.boundaries`; `depth` is in metres along the optical axis. Raises MtmError for a length below 1, a side
+    below 8 pixels or a negative seed.
     """
 
-    def __init__(self, length: int, size: tuple[int, int], seed: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        size: Size,
+        seed: int = 0,
+        *,
+        tasks: tuple[Task, ...] = dataset("synthetic").tasks,
+        augment: bool = False,
+    ) -> None:
         if length < 1:
             raise MtmError(f"expected at least one scene, found a length of {length}")
         if min(size) < MIN_SIDE:
@@ -75,12 +108,4 @@ class SyntheticScenes(Dataset[dict[str, Tensor]]):
             )
         if seed < 0:
             raise MtmError(f"expected a seed of 0 or more, found {seed}")
-        self.length, self.size, self.seed = length, size, seed
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < self.length:
-            raise IndexError(f"scene {index} of {self.length}")
-        return to_sample(render_sample(self.seed, index, self.size))
+        super().__init__(_Rooms(length, size, seed), tasks, size, augment=augment, seed=seed)
