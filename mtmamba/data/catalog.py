@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from mtmamba.data.augment import Size
-from mtmamba.data.dataset import DenseDataset
+from mtmamba.data.dataset import DenseDataset, Source
 from mtmamba.errors import MtmError
 from mtmamba.tasks import Task, dataset, tasks_of
 
@@ -50,7 +50,22 @@ def open_dataset(
         raise MtmError(f"expected a size above 0 and a seed of 0 or more, found {size[0]}x{size[1]} and {seed}")
     if root is None:
         raise MtmError(f"the dataset {name} is read from files; name its folder (docs/datasets.md shows what is in it)")
-    raise MtmError(f"this version reads no {name}; known: synthetic")
+    source = _source(name, Path(root), split, wanted, length)
+    return DenseDataset(source, wanted, size, output_scale=facts.output_scale, augment=augment, seed=seed)
+
+
+def _source(name: str, root: Path, split: Split, tasks: tuple[Task, ...], length: int | None) -> Source:
+    if name == "nyudv2":
+        from mtmamba.data.nyudv2 import NYUDv2
+
+        return NYUDv2(root, split, tasks, length)
+    if name == "pascal-context":
+        from mtmamba.data.pascal_context import PascalContext
+
+        return PascalContext(root, split, tasks, length)
+    from mtmamba.data.cityscapes import Cityscapes
+
+    return Cityscapes(root, split, tasks, length)
 
 
 def _synthetic(
