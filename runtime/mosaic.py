@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from mtmamba.runtime.draw import Chip, DepthScale, Picture, Ramp, paint
-from mtmamba.runtime.postprocess import Planes, postprocess
+from mtmamba.draw import Chip, Colour, DepthScale, Picture, Ramp, paint
+from mtmamba.postprocess import Planes, postprocess
 from mtmamba.runtime.preprocess import Image, resize_image
-from mtmamba.runtime.text import Colour, draw_text, fit_text, text_width
+from mtmamba.runtime.text import draw_text, fit_text, text_width
 from mtmamba.tasks import Task
 
 PAGE: Colour = (23, 19, 17)

@@ -13,10 +13,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from mtmamba.draw import Picture
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
-from mtmamba.runtime.draw import Picture
-from mtmamba.runtime.postprocess import Prediction
+from mtmamba.postprocess import Prediction
 from mtmamba.runtime.sources import Frame, Source, usual_fps
 from mtmamba.runtime.video_out import SUFFIXES, VideoWriter, video_output
 

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmamba.errors import MtmError
+from mtmamba.postprocess import Planes, postprocess_all
 from mtmamba.runtime.backends import Backend
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
-from mtmamba.runtime.postprocess import Planes, postprocess_all
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame, Source
 from mtmamba.runtime.threads import Meter, Prefetch, stage

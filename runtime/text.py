@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Colour = tuple[int, int, int]  # BGR, 0..255
+from mtmamba.draw import Colour
 
 _REGULAR, _BOLD = 400, 600
 _FACE = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None

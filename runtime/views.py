@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
+from mtmamba.draw import DepthScale, Picture, paint
+from mtmamba.postprocess import Planes, postprocess
 from mtmamba.runtime.backends import Backend
-from mtmamba.runtime.draw import DepthScale, Picture, paint
 from mtmamba.runtime.mosaic import Facts, Mosaic
 from mtmamba.runtime.outputs import WHOLE, Outputs, Pages
-from mtmamba.runtime.postprocess import Planes, postprocess
 from mtmamba.runtime.preprocess import resize_image
 from mtmamba.runtime.sources import Frame, Source
 from mtmamba.tasks import Task

@@ -14,7 +14,7 @@ from mtmamba.errors import MtmError
 from mtmamba.export.metadata import read_metadata
 from mtmamba.export.picture_io import with_picture_io
 from mtmamba.metadata import INPUT_NAME, METADATA_KEY, ModelMetadata
-from mtmamba.runtime.postprocess import postprocess
+from mtmamba.postprocess import postprocess
 from mtmamba.runtime.preprocess import preprocess
 
 SIZE, BATCH = (48, 64), 2

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mtmamba.runtime import draw, mosaic, text
-from mtmamba.runtime.draw import DepthScale
+from mtmamba import draw
+from mtmamba.draw import DepthScale
+from mtmamba.runtime import mosaic, text
 from mtmamba.runtime.mosaic import Facts, Mosaic, plan_layout, ticks
 from mtmamba.tasks import dataset
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime.postprocess import postprocess
+from mtmamba.postprocess import postprocess
 from mtmamba.runtime.preprocess import preprocess, resize_image
 from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task, dataset
 

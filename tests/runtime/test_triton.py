@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mtmamba.export.picture_io import with_picture_io
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime.postprocess import postprocess
+from mtmamba.postprocess import postprocess
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sidecar import Sidecar, sidecar_path
 from mtmamba.runtime.triton import write_repository

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from mtmamba.runtime.postprocess import Prediction
-from mtmamba.runtime.text import Colour
+from mtmamba.postprocess import Prediction
 from mtmamba.tasks import Task
 
+Colour = tuple[int, int, int]  # BGR, 0..255
 Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
