@@ -25,9 +25,9 @@ Sample = dict[str, Tensor]
 Size = tuple[int, int]  # (height, width), pixels
 
 SCALES = (0.5, 2.0)
-BRIGHTNESS = (0.875, 1.125)
-CONTRAST = SATURATION = (0.5, 1.5)
-HUE = (-0.05, 0.05)  # of the colour circle
+OFFSETS = (-32.0, 32.0)  # of 255
+GAINS = SATURATIONS = (0.5, 1.5)
+HUES = (-0.1, 0.1)  # of the colour circle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,14 @@ class View:
 
 @dataclass(frozen=True, kw_only=True)
 class Colours:
-    """Factors of brightness, contrast and saturation, and the shift of the hue; None where it stays."""
+    """Changes of the picture's values 0..255: an offset added, a gain (the recipe calls it contrast), a factor of the
+    saturation, a shift of the hue; None where one is not made. gain_last: the gain after the others, not before."""
 
-    brightness: float | None = None
-    contrast: float | None = None
+    offset: float | None = None
+    gain: float | None = None
     saturation: float | None = None
     hue: float | None = None
-    contrast_last: bool = False
+    gain_last: bool = False
 
 
 def fitting_window(picture: Size, size: Size) -> Size:
@@ -89,26 +90,26 @@ def random_colours(rng: np.random.Generator) -> Colours:
         return float(value) if wanted else None
 
     return Colours(
-        brightness=draw(BRIGHTNESS),
-        contrast=draw(CONTRAST),
-        saturation=draw(SATURATION),
-        hue=draw(HUE),
-        contrast_last=bool(rng.random() < 0.5),
+        offset=draw(OFFSETS),
+        gain=draw(GAINS),
+        saturation=draw(SATURATIONS),
+        hue=draw(HUES),
+        gain_last=bool(rng.random() < 0.5),
     )
 
 
 def change_colours(image: Tensor, colours: Colours) -> Tensor:
     """image: [3, H, W] uint8 RGB, in and out."""
-    if colours.brightness is not None:
-        image = F.adjust_brightness(image, colours.brightness)
-    if colours.contrast is not None and not colours.contrast_last:
-        image = F.adjust_contrast(image, colours.contrast)
+    if colours.offset is not None:
+        image = (image.to(torch.int16) + round(colours.offset)).clamp(0, 255).to(torch.uint8)
+    if colours.gain is not None and not colours.gain_last:
+        image = F.adjust_brightness(image, colours.gain)
     if colours.saturation is not None:
         image = F.adjust_saturation(image, colours.saturation)
     if colours.hue is not None:
         image = F.adjust_hue(image, colours.hue)
-    if colours.contrast is not None and colours.contrast_last:
-        image = F.adjust_contrast(image, colours.contrast)
+    if colours.gain is not None and colours.gain_last:
+        image = F.adjust_brightness(image, colours.gain)
     return image
 
 

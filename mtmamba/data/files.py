@@ -175,7 +175,7 @@ def unit_normals(values: Array, valid: Array | None = None) -> Tensor:
     pixels mark, the zero vector: these do not count.
     """
     vectors = values.astype(np.float32) * (2 / 255) - 1
-    length = np.linalg.norm(vectors, axis=2)
+    length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
     good = (length > 0.5) & (length < 1.5)
     if valid is not None:
         good &= valid

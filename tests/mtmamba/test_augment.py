@@ -251,15 +251,17 @@ def test_colours_change_the_image_alone(rooms: list[tuple[Sample, float]]) -> No
     raw, _ = rooms[0]
     rng = np.random.default_rng(0)
     drawn = [random_colours(rng) for _ in range(200)]
-    for name in ("brightness", "contrast", "saturation", "hue"):
+    for name in ("offset", "gain", "saturation", "hue"):
         assert 0.35 < np.mean([getattr(colours, name) is None for colours in drawn]) < 0.65
-    for colours in (Colours(brightness=1.1), Colours(contrast=0.6), Colours(saturation=1.4), Colours(hue=0.05)):
+    for colours in (Colours(offset=-20.0), Colours(gain=0.6), Colours(saturation=1.4), Colours(hue=0.05)):
         changed = change_colours(raw["image"], colours)
         assert changed.dtype == torch.uint8 and not torch.equal(changed, raw["image"]), colours
-    late, early = (Colours(contrast=0.5, saturation=1.5, hue=0.04, contrast_last=last) for last in (True, False))
+    late, early = (Colours(gain=1.5, saturation=1.5, hue=0.04, gain_last=last) for last in (True, False))
     assert not torch.equal(change_colours(raw["image"], late), change_colours(raw["image"], early))
+    shifted = change_colours(raw["image"], Colours(offset=-20.0)).int()
+    assert torch.equal(shifted, (raw["image"].int() - 20).clamp(min=0))
     view = centred_view(SIZE, SIZE)
-    one, other = look(raw, TASKS, SIZE, 1, view, PLAIN), look(raw, TASKS, SIZE, 1, view, Colours(brightness=1.1))
+    one, other = look(raw, TASKS, SIZE, 1, view, PLAIN), look(raw, TASKS, SIZE, 1, view, Colours(offset=9.0))
     assert not torch.equal(one["image"], other["image"])
     assert_same({task.name: one[task.name] for task in TASKS}, other)
 
