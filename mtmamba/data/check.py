@@ -21,6 +21,7 @@ ITEMS = {"nyudv2": (795, 654), "pascal-context": (4998, 5105), "cityscapes": (29
 NYU_FOCAL_PX = 518.9  # of the Kinect's colour camera, 640 pixels wide; the packaged pictures are cropped, not scaled
 _FLAT = 2e-4  # bend of the inverse depth, 1/m a pixel^2, below which three pixels lie in a plane
 _AXES = ("x", "y", "z")
+_TWO_SIDES = {"saliency": ("not salient", "salient"), "boundary": ("inside", "boundary")}
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -94,18 +95,18 @@ class TaskFacts:
         planes = label.numpy().reshape(-1, *valid.shape)[:, valid]
         self.pixels += valid.size
         self.counted += planes.shape[1]
-        if self.task.kind in ("labels", "saliency"):
-            counts = np.bincount(planes.ravel())
-            self.classes.update({int(c): int(counts[c]) for c in np.flatnonzero(counts)})
-        elif self.task.kind != "normals" and planes.size:
+        if self.task.kind == "depth" and planes.size:
             self.values.append(np.percentile(planes, (0, 50, 100)))
+        elif self.task.kind in _TWO_SIDES or self.task.classes:
+            counts = np.bincount((planes > 0.5 if self.task.kind == "boundary" else planes).ravel())
+            self.classes.update({int(c): int(counts[c]) for c in np.flatnonzero(counts)})
 
     def result(self) -> dict[str, Any]:
-        """counted: the percent of pixels that count. classes: those seen; depth and boundary: least and largest value,
-        and the median over samples of their medians."""
+        """counted: the percent of pixels that count. classes: those seen, in percent; a depth's least and largest
+        value, and the median over samples of their medians."""
         facts: dict[str, Any] = {"counted": round(100 * self.counted / max(1, self.pixels), 2)}
-        if self.task.kind in ("labels", "saliency"):
-            names = self.task.classes or ("not salient", "salient")
+        if self.classes:
+            names = self.task.classes or _TWO_SIDES[self.task.kind]
             facts["classes"] = {names[c]: round(100 * n / self.counted, 2) for c, n in self.classes.most_common()}
         elif self.values:
             low, middle, high = np.array(self.values).T

@@ -58,6 +58,8 @@ def test_check_counts_measures_and_draws(rooms: Path, tmp_path: Path) -> None:
     assert sum(train["tasks"]["semseg"]["classes"].values()) == pytest.approx(100, abs=0.5)
     depths = np.stack([np.load(rooms / f"depth/{index}.npy") for index in range(3)])
     assert train["tasks"]["depth"]["least"] == pytest.approx(depths.min())
+    edges = np.mean([np.asarray(Image.open(rooms / f"edge/{index}.png")) > 127 for index in range(3)])
+    assert train["tasks"]["edge"]["classes"]["boundary"] == pytest.approx(100 * edges, abs=0.01)
     assert train["tasks"]["depth"]["largest"] == pytest.approx(depths.max())
     assert cv2.imread(str(page)).shape == (24 + 4 * (249 + 6), 6 + 5 * (320 + 6), 3)
 
