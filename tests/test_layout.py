@@ -62,7 +62,7 @@ def test_plugins_hold_no_python():
 
 MODULES_WITHOUT_TORCH = (
     "mtmamba, mtmamba.metadata, mtmamba.tasks, mtmamba.export.metadata, mtmamba.export.precision, mtmamba.calib.plan, "
-    "mtmamba.info_cli, mtmamba.runtime.run_cli, mtmamba.runtime.build_cli, mtmamba.runtime.doctor_cli"
+    "mtmamba.info_cli, mtmamba.data_cli, mtmamba.data.labels, mtmamba.runtime.run_cli, mtmamba.runtime.build_cli, mtmamba.runtime.doctor_cli"
 )
 
 
