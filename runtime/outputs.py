@@ -138,14 +138,12 @@ def write_png(target: Path, picture: Picture) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def raw_folder(folder: Path) -> Path:
-    """Make the folder for raw predictions. Raises MtmError where that cannot be."""
+def raw_folder(folder: Path, flag: str = "--save-raw") -> Path:
+    """Make the folder for raw predictions; `flag` names it in errors. Raises MtmError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MtmError(
-            f"{folder}: cannot make this folder ({error.strerror}); choose another with --save-raw"
-        ) from error
+        raise MtmError(f"{folder}: cannot make this folder ({error.strerror}); choose another with {flag}") from error
     return folder
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mtmamba.errors import MtmError
-from mtmamba.postprocess import postprocess
+from mtmamba.postprocess import Prediction, postprocess
 from mtmamba.tasks import Task
 
 Array = np.ndarray[Any, Any]
@@ -34,13 +34,8 @@ class Meter(ABC):
         """Add a batch of the model's raw outputs [B, C, h, w], made predictions at the label's size by
         `mtmamba.postprocess`. label: as `mtmamba.data.labels` says, with a batch dimension. Raises MtmError where
         outputs are not finite."""
-        if not np.isfinite(raw).all():
-            raise MtmError(
-                f"{self.task.name}: expected finite outputs, found NaN or infinity; if this is an FP16 engine, build "
-                "it again without --fp16, else train the model again"
-            )
         size = (label.shape[-2], label.shape[-1])
-        self.add(np.stack([postprocess(np.asarray(one, np.float32), self.task, size) for one in raw]), label)
+        self.add(np.stack([predict(one, self.task, size) for one in raw]), label)
 
     @abstractmethod
     def add(self, prediction: Array, label: Array) -> None:
@@ -63,6 +58,17 @@ class Meter(ABC):
             )
         for name, array in self.sums.items():
             array += state[name]
+
+
+def predict(raw: Array, task: Task, size: tuple[int, int]) -> Prediction:
+    """`postprocess` of one picture's outputs [C, h, w]. Raises MtmError where they are not finite: an arg max or a sum
+    would hide it, or drown in it."""
+    if not np.isfinite(raw).all():
+        raise MtmError(
+            f"{task.name}: expected finite outputs, found NaN or infinity; if this is an FP16 engine, build it again "
+            "without --fp16, else train the model again"
+        )
+    return postprocess(np.asarray(raw, np.float32), task, size)
 
 
 def ratio(numerator: Any, denominator: Any) -> float:

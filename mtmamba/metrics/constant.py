@@ -74,19 +74,33 @@ def _directions(count: int) -> Array:
     return np.stack([radius * np.cos(turn), radius * np.sin(turn), z], axis=1)
 
 
-def constant_baseline(tasks: Sequence[Task], batches: Iterable[Mapping[str, Array]]) -> Figures:
-    """The figures of the best constants on the set whose label batches these are; boundaries pixel by pixel.
+class ConstantBaseline:
+    """The figures of the best constants on a set that is gone through twice: first `learn`, then `score`, each with
+    every batch of labels. Boundaries are scored pixel by pixel."""
 
-    batches: gone through twice, so a list, or an object whose every `iter` starts anew.
-    """
-    finders = {task.name: ConstantFinder(task) for task in tasks}
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._finders = {task.name: ConstantFinder(task) for task in tasks}
+        self._board = Scoreboard(tasks)
+
+    def learn(self, labels: Mapping[str, Array]) -> None:
+        for name, finder in self._finders.items():
+            finder.update(labels[name])
+
+    def score(self, labels: Mapping[str, Array]) -> None:
+        constants = {name: finder.result() for name, finder in self._finders.items()}
+        for name, value in constants.items():
+            shape = (len(labels[name]), value.size, *labels[name].shape[-2:])
+            self._board.meters[name].update(np.broadcast_to(value[:, None, None], shape), labels[name])
+
+    def result(self) -> Figures:
+        return self._board.result()
+
+
+def constant_baseline(tasks: Sequence[Task], batches: Sequence[Mapping[str, Array]]) -> Figures:
+    """`ConstantBaseline` of the set whose label batches these are."""
+    baseline = ConstantBaseline(tasks)
     for batch in batches:
-        for name, finder in finders.items():
-            finder.update(batch[name])
-    board = Scoreboard(tasks)
-    constants = {name: finder.result() for name, finder in finders.items()}
+        baseline.learn(batch)
     for batch in batches:
-        shapes = {name: (len(batch[name]), value.size, *batch[name].shape[-2:]) for name, value in constants.items()}
-        outputs = {name: np.broadcast_to(value[:, None, None], shapes[name]) for name, value in constants.items()}
-        board.update(outputs, batch)
-    return board.result()
+        baseline.score(batch)
+    return baseline.result()
