@@ -79,9 +79,18 @@ def curve_figure(meter: BoundaryMeter) -> Figure:
 def exhibit_figures(task: Task, exhibit: Exhibit, figure: str) -> Figures:
     """Input, prediction and label of one picture, all in the same colours."""
     prediction, label = painted_pair(task, exhibit.picture, exhibit.prediction, exhibit.label)
-    captions = (f"{exhibit.name}: {figure} {exhibit.score:.4g}", "prediction", "label")
+    captions = (f"{exhibit.name}: {figure} {exhibit.score:.4g}", "prediction", "label" + _range(task, exhibit.label))
     pictures = (exhibit.picture, prediction, label)
     return Figures([_exhibit(*pair) for pair in zip(pictures, captions, strict=True)])
+
+
+def _range(task: Task, label: Label) -> str:
+    """The depths between which the colours run, as a caption's end."""
+    valid = valid_pixels(task.kind, label[None])[0]
+    if task.kind != "depth" or not valid.any():
+        return ""
+    low, high = DepthScale().update(label[0][valid][:, None])
+    return f", {low:.3g} to {high:.3g} {task.unit}"
 
 
 def _exhibit(picture: Picture, caption: str) -> Figure:

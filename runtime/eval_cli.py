@@ -131,15 +131,16 @@ def _open_dataset(
         raise MtmError("--split train of synthetic has no end; choose how many rooms to score with --limit")
     if data != "synthetic" and root is None:
         raise MtmError(f"--data {data}: expected the dataset's folder, found none; name it with --root")
+    part = cast(Literal["train", "val"], split)
     try:
         from mtmamba.data import open_dataset
+
+        return open_dataset(data, root, part, size=size, tasks=tasks, length=limit)
     except ImportError as error:
         raise MtmError(
-            f"--data {data}: datasets are read with PyTorch, found none that loads ({error}); install it with "
-            "pip install 'mtmamba[model]'"
+            f"--data {data}: expected the packages that read it (PyTorch among them), found one missing ({error}); install "
+            "them with pip install 'mtmamba[model,train]'"
         ) from error
-    part = cast(Literal["train", "val"], split)
-    return open_dataset(data, root, part, size=size, tasks=tasks, length=limit)
 
 
 def _set_batch(backend: Backend, batch: int | None) -> None:

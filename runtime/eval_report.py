@@ -111,7 +111,7 @@ def write_page(path: Path, result: Mapping[str, Any], evaluation: Evaluation, ba
 
 
 def _facts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    definitions = ", ".join(f"{name} {value}" for name, value in result["definitions"].items())
+    definitions = ", ".join(f"{name} {value}" for name, value in result["definitions"].items() if value is not None)
     sizes = "{0[0]} x {0[1]} pixels (height x width), scored at {1[0]} x {1[1]}".format(
         result["input_size"], result["label_size"]
     )

@@ -11,6 +11,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -157,7 +158,7 @@ def evaluate(
     with _pool(workers) if matching and workers else nullcontext() as pool:
         try:
             for item, outputs in _outputs(backend, dataset, run.engine_ms):
-                constant.learn(batched(item.labels))
+                constant.learn(_batched(item.labels))
                 run.take(item, outputs, pool)
                 run.finish(at_most_waiting=2 * workers)
             run.finish(at_most_waiting=0)
@@ -166,7 +167,7 @@ def evaluate(
                 pool.shutdown(wait=False, cancel_futures=True)
             raise
     for index in range(len(dataset)):
-        constant.score(batched(_labels(dataset[index], dataset.tasks)))
+        constant.score(_batched(_labels(dataset[index], dataset.tasks)))
         on_constant()
     engine_ms = float(np.median(run.engine_ms)) if run.engine_ms else math.nan
     return Evaluation(
@@ -226,7 +227,7 @@ class _Run:
         meter = meter_for(task, self.definitions)
         if isinstance(meter, BoundaryMeter) and task.name in scored.matches:
             meter.add_pixels(prediction[None], label[None])
-            meter.add_counts(scored.matches[task.name].result())
+            meter.add_counts(_counts(scored.matches[task.name]))
         else:
             meter.add(prediction[None], label[None])
         self.board.meters[task.name].merge(meter.state())
@@ -255,6 +256,15 @@ def ranked_by(meter: Meter) -> str:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Fresh processes: a fork would copy the locks of whatever threads the model's runtime has.
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent)
+
+
+def _counts(match: "Future[Any]") -> Any:
+    try:
+        return match.result()
+    except BrokenProcessPool as error:
+        raise MtmError(
+            "a process that matches boundaries was killed, most likely for want of memory; choose fewer --workers"
+        ) from error
 
 
 def _leave_interrupts_to_the_parent() -> None:
@@ -296,6 +306,6 @@ def _labels(sample: Mapping[str, Any], tasks: tuple[Task, ...]) -> dict[str, Lab
     return {task.name: np.asarray(sample[task.name]) for task in tasks}
 
 
-def batched(labels: Mapping[str, Label]) -> dict[str, Label]:
+def _batched(labels: Mapping[str, Label]) -> dict[str, Label]:
     """One picture's labels as a batch of one."""
     return {name: label[None] for name, label in labels.items()}

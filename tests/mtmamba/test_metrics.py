@@ -223,6 +223,12 @@ def test_the_published_maxf_by_a_plain_loop() -> None:
     assert meter.headline == "maxF_published"
 
 
+def test_a_probability_at_a_threshold_passes_it() -> None:
+    meter = BoundaryMeter(TASKS["edge"])
+    meter.add(np.array([[[0.5, 0.45]]]), np.array([1.0, 0.0]).reshape(1, 1, 1, 2))
+    assert meter.result()["threshold_pixel"] == 0.5 and meter.result()["boundary_f_pixel"] == 100
+
+
 def test_thresholds_match_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     logit, truth = rng.normal(size=(2, 1, 9, 9)), (rng.random((2, 1, 9, 9)) < 0.3).astype(np.float64)

@@ -18,6 +18,7 @@ from mtmamba.metrics.boundary_match import (
     orientation,
     suppress,
     thin,
+    triangle_filter,
 )
 from mtmamba.tasks import dataset
 
@@ -42,6 +43,15 @@ def test_thresholds() -> None:
     assert even_thresholds(1).tolist() == [0.5] and even_thresholds(3).tolist() == [0.001, 0.5, 0.999]
     with pytest.raises(MtmError, match="at least one boundary threshold"):
         even_thresholds(0)
+
+
+def test_smoothing_by_hand() -> None:
+    spike = np.zeros((21, 21))
+    spike[10, 10] = 1
+    smooth = triangle_filter(spike)
+    assert smooth[10, 5:16] == pytest.approx(0.2 * np.array([0, 1, 2, 3, 4, 5, 4, 3, 2, 1, 0]) / 25)
+    assert smooth == pytest.approx(smooth.T) and smooth.sum() == pytest.approx(1)
+    assert triangle_filter(np.full((9, 12), 0.7)) == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 120, 150])
@@ -175,6 +185,19 @@ def test_a_perfect_map_scores_near_one(room: Array) -> None:
     counts = match_counts(room.astype(np.float32), room, np.ones_like(room), Matching(max_distance=0.011, thresholds=3))
     assert f_measure(counts).max() > 0.99
     assert (counts[:, 0] <= counts[:, 1:].min(axis=1)).all() and (counts[:, 2] == room.sum()).all()
+
+
+def test_every_threshold_has_its_own_map() -> None:
+    """Three lines of probability 0.3, 0.5 and 0.9; 0.5 itself does not pass the threshold 0.5."""
+    probability = np.zeros((60, 80))
+    for column, value in ((20, 0.3), (40, 0.5), (60, 0.9)):
+        probability[:, column] = value
+    true = probability > 0.8
+    counts = match_counts(probability, true, np.ones_like(true), Matching(max_distance=0.02, thresholds=3))
+    rows = 60 - 2  # the first and last row fade to nothing
+    assert counts[:, 2].tolist() == [60, 60, 60]
+    assert counts[:, 1].tolist() == [3 * rows, rows - 4, 0], "0.9 fades below 0.5 in two more rows at either end"
+    assert counts[:, 0].tolist() == [rows, rows - 4, 0]
 
 
 def test_padding_counts_in_nothing(room: Array) -> None:

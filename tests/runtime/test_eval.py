@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
+from mtmamba.checkpoint import load_checkpoint, save_checkpoint
+from mtmamba.config import preset
 from mtmamba.data import open_dataset
 from mtmamba.errors import MtmError
+from mtmamba.export.torch_to_onnx import export_model
 from mtmamba.metrics import Definitions, Matching, Scoreboard, constant_baseline
+from mtmamba.model import MTMamba
 from mtmamba.postprocess import postprocess
 from mtmamba.runtime.backends import Backend, open_backend
 from mtmamba.runtime.eval_charts import painted_pair
-from mtmamba.runtime.evaluate import Evaluation, batched, check_tasks, evaluate, model_input
+from mtmamba.runtime.evaluate import Evaluation, check_tasks, evaluate, model_input
 from mtmamba.runtime.preprocess import preprocess
-from mtmamba.tasks import dataset
+from mtmamba.tasks import Task, dataset
 
 SIZE = (48, 64)
 TASKS = dataset("synthetic").tasks
@@ -29,10 +34,8 @@ ODS = Definitions(matching=Matching(max_distance=0.011, thresholds=3))
 class Rooms:
     """Three rendered rooms as NumPy arrays: a labelled set without torch."""
 
-    def __init__(self, size: tuple[int, int] = SIZE) -> None:
-        rooms = open_dataset("synthetic", size=size, length=3)
-        self.tasks = rooms.tasks
-        self.samples = [{name: np.asarray(value) for name, value in rooms[index].items()} for index in range(3)]
+    def __init__(self, samples: list[dict[str, Any]], tasks: tuple[Task, ...] = TASKS) -> None:
+        self.samples, self.tasks = samples, tasks
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -44,14 +47,19 @@ class Rooms:
         return f"hall/room {index}"
 
 
+def render(size: tuple[int, int]) -> Rooms:
+    rooms = open_dataset("synthetic", size=size, length=3)
+    return Rooms([{name: np.asarray(value) for name, value in rooms[index].items()} for index in range(3)])
+
+
 @pytest.fixture(scope="module")
 def rooms() -> Rooms:
-    return Rooms()
+    return render(SIZE)
 
 
 @pytest.fixture(scope="module")
 def large_rooms() -> Rooms:
-    return Rooms((96, 128))
+    return render((96, 128))
 
 
 @pytest.fixture
@@ -171,5 +179,15 @@ def test_tasks_have_to_be_the_datasets() -> None:
         check_tasks(TASKS, nyud, "synthetic", "nyudv2")
 
 
-def test_batched() -> None:
-    assert batched({"a": np.zeros((2, 3))})["a"].shape == (1, 2, 3)
+def test_pytorch_and_its_export_score_the_same(rooms: Rooms, tmp_path: Path) -> None:
+    """One code scores both: figures differ by no more than the outputs do. (Two tasks, no exchange between them: the
+    smallest graph with a scan and a head of either kind.)"""
+    torch.manual_seed(0)
+    config = replace(preset("synthetic", "nano", ("semseg", "edge")), input_size=(32, 64), cross_task="none")
+    save_checkpoint(tmp_path / "m.pth", MTMamba(config))
+    onnx.save(export_model(load_checkpoint(tmp_path / "m.pth"), input_size=(32, 64)), str(tmp_path / "m.onnx"))
+    two = Rooms(rooms.samples, config.task_list)
+    ours, theirs = (evaluate(open_backend(tmp_path / name), two, ODS).figures for name in ("m.pth", "m.onnx"))
+    assert ours["semseg"]["accuracy"] == pytest.approx(theirs["semseg"]["accuracy"], abs=0.05)
+    assert ours["semseg"]["mIoU"] == pytest.approx(theirs["semseg"]["mIoU"], abs=0.05)
+    assert ours["edge"]["odsF"] == pytest.approx(theirs["edge"]["odsF"], abs=0.5)

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -148,3 +149,45 @@ def test_a_checkpoint_and_its_batch(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     assert told["delta"] == pytest.approx(25 * sum(gains), rel=1e-4)
+
+
+def write_nyudv2(root: Path, size: tuple[int, int]) -> list[np.ndarray]:
+    """Two pictures in the community's layout; returns their depths, of which the first rows are not measured."""
+    rng = np.random.default_rng(1)
+    for folder in ("gt_sets", "images", "segmentation", "depth", "normals", "edge"):
+        (root / folder).mkdir(parents=True)
+    (root / "gt_sets" / "val.txt").write_text("0001\n0002\n")
+    depths = []
+    for name in ("0001", "0002"):
+        depth = rng.uniform(1, 6, size).astype(np.float32)
+        depth[:4] = 0
+        depths.append(depth)
+        np.save(root / "depth" / f"{name}.npy", depth)
+        cv2.imwrite(str(root / "images" / f"{name}.png"), rng.integers(0, 256, (*size, 3), np.uint8))
+        cv2.imwrite(str(root / "segmentation" / f"{name}.png"), rng.integers(0, 4, size, np.uint8))
+        cv2.imwrite(str(root / "normals" / f"{name}.png"), rng.integers(0, 256, (*size, 3), np.uint8))
+        cv2.imwrite(str(root / "edge" / f"{name}.png"), np.eye(*size, dtype=np.uint8) * 255)
+    return depths
+
+
+def test_a_dataset_from_files(tmp_path: Path, toy_onnx: Path) -> None:
+    """NYUDv2's files, padded to a larger size: what is padded or not measured counts in nothing, so that the best
+    constant's RMSE is the deviation of the depths that were written."""
+    depths = write_nyudv2(tmp_path / "nyu", (40, 50))
+    options = (
+        "--data",
+        "nyudv2",
+        "--root",
+        tmp_path / "nyu",
+        "--size",
+        "48x64",
+        "--tasks",
+        "semseg,depth,normals,edge",
+    )
+    result = run(toy_onnx, *options, "--workers", "0", "--edge-thresholds", "3", "--json")
+    told = json.loads(result.output)
+    assert result.exit_code == 0 and told["pictures"] == 2 and told["label_size"] == [48, 64]
+    measured = np.concatenate([depth[depth > 0] for depth in depths]).astype(np.float64)
+    assert told["constant"]["depth"]["RMSE"] == pytest.approx(measured.std(), abs=1e-5)
+    ious = told["class_iou"]["semseg"]
+    assert all(ious[name] is not None for name in ("wall", "floor", "cabinet")), "labels 1 to 3; 0 is ignored"
