@@ -1,13 +1,16 @@
 """What every backend is. Shapes: B the model's batch, H W the model's input size, Ho Wo its output size."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 
 Array = npt.NDArray[np.float32]
@@ -52,6 +55,19 @@ class Backend(ABC):
     def _execute(self, images: Array) -> dict[str, Array]:
         """Run one full batch [B, 3, H, W], set `engine_ms`, return {task name: [B, channels, Ho, Wo]} that later calls
         do not overwrite."""
+
+    def another(self) -> "Backend":
+        """The same model for another thread to use at the same time. What is large is shared: close the others before
+        this one. Raises MtmError where the device has no room."""
+        return copy(self)  # sessions and modules take calls from many threads; only `engine_ms` is the caller's own
+
+    def infer_on_gpu(self, image: Any, out: Mapping[str, Any]) -> dict[str, Any]:
+        """Raw predictions of an array in GPU memory, left there; see `mtmamba.runtime.api.Model.infer`. Raises MtmError
+        where this backend reads host memory alone."""
+        raise MtmError(
+            f"{self.model}: backend {self.name} takes NumPy arrays, found an array on the GPU; copy it to the host, or "
+            "build an engine with mtm-build-engine"
+        )
 
     def close(self) -> None:
         """Free the device's memory. Calling it twice is fine."""

@@ -6,8 +6,10 @@ An `infer` is: copy into pinned memory, copy to the device, run, copy back, wait
 import ctypes
 import logging
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from mtmamba.errors import MtmError
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.runtime import sidecar
 from mtmamba.runtime.backends.base import Array, Backend
+from mtmamba.runtime.device_array import DeviceArray, view
 from mtmamba.runtime.gpu import Gpu, require_gpu
 from mtmamba.runtime.plugin import load_plugins
 from mtmamba.runtime.trt import TensorRT, quoted, resolve
@@ -38,6 +41,10 @@ class Binding:
     host: npt.NDArray[Any]
 
 
+class _Owner:
+    """Holds a piece of GPU memory: what is to be freed hangs on its life."""
+
+
 class TensorRTBackend(Backend):
     """An engine and its sidecar. Raises MtmError where there is no GPU (before anything is loaded), the sidecar is
     missing or says the engine is for something else, a package is missing, or TensorRT or CUDA fail."""
@@ -46,23 +53,38 @@ class TensorRTBackend(Backend):
 
     def __init__(self, model: Path) -> None:
         gpu = require_gpu()
-        trt, metadata = _prepare(model, gpu)
+        self._trt, metadata = _prepare(model, gpu)
         super().__init__(model, metadata, gpu.name)
         self._cudart = import_cudart()
+        self._index = gpu.index
         self._resources = ExitStack()
         self._context: Any = None
         self._engine: Any = None
         self._runtime: Any = None
+        with self._closing_on_error():
+            self._cuda(self._cudart.cudaSetDevice, self._index)
+            self._runtime, self._engine = _load_engine(self._trt, self.model)
+            self._make_context()
+
+    def another(self) -> "TensorRTBackend":
+        other = copy(self)  # shares the engine; its context, stream and buffers are its own
+        other._resources = ExitStack()
+        other._context, other._bindings = None, {}
+        with other._closing_on_error():
+            other._cuda(other._cudart.cudaSetDevice, other._index)
+            other._make_context()
+        return other
+
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
         try:
-            self._open(trt, gpu)
+            yield
         except BaseException:
             self.close()
             raise
 
-    def _open(self, trt: TensorRT, gpu: Gpu) -> None:
+    def _make_context(self) -> None:
         cuda, cudart = self._cuda, self._cudart
-        cuda(cudart.cudaSetDevice, gpu.index)
-        self._runtime, self._engine = _load_engine(trt, self.model)
         self._stream = cuda(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
         self._resources.callback(cuda, cudart.cudaStreamDestroy, self._stream)
         self._start, self._stop = (cuda(cudart.cudaEventCreate) for _ in range(2))
@@ -75,11 +97,11 @@ class TensorRTBackend(Backend):
                 "close other programs on this GPU (nvidia-smi lists them)"
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        self._bindings = {name: self._bind(trt, self._engine, name) for name in names}
+        self._bindings = {name: self._bind(self._trt, self._engine, name) for name in names}
         _check(self._bindings, self.metadata, self.model)
 
     def _bind(self, trt: TensorRT, engine: Any, name: str) -> Binding:
-        """Allocate a tensor's memory and tell TensorRT its address."""
+        """Allocate a tensor's memory."""
         cuda, cudart = self._cuda, self._cudart
         shape = tuple(engine.get_tensor_shape(name))
         if min(shape, default=1) < 1:
@@ -91,28 +113,59 @@ class TensorRTBackend(Backend):
         pinned = int(cuda(cudart.cudaMallocHost, size))
         self._resources.callback(cuda, cudart.cudaFreeHost, pinned)
         host = np.frombuffer((ctypes.c_byte * size).from_address(pinned), dtype).reshape(shape)
-        if not self._context.set_tensor_address(name, device):
-            raise MtmError(f"{self.model}: TensorRT refused the memory of {name}; build the engine again")
         is_input = engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT
         return Binding(name=name, is_input=is_input, device=device, host=host)
 
     def _execute(self, images: Array) -> dict[str, Array]:
-        cuda, cudart = self._cuda, self._cudart
+        cudart = self._cudart
         outputs = [binding for binding in self._bindings.values() if not binding.is_input]
         image = self._bindings[INPUT_NAME]
         image.host[:] = images
         self._copy(
             image.device, image.host.ctypes.data, image.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         )
+        self._start_engine({binding.name: binding.device for binding in self._bindings.values()})
+        for out in outputs:
+            self._copy(out.host.ctypes.data, out.device, out.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self._finish()
+        return {out.name: out.host.astype(np.float32) for out in outputs}  # astype copies: the buffers are used again
+
+    def infer_on_gpu(self, image: Any, out: Mapping[str, Any]) -> dict[str, Any]:
+        names = [binding.name for binding in self._bindings.values() if not binding.is_input]
+        unknown = [name for name in out if name not in names]
+        if unknown:
+            raise MtmError(f"out: expected some of {', '.join(names)}, found {', '.join(unknown)}")
+        arrays = {INPUT_NAME: self._view(INPUT_NAME, image)}
+        arrays |= {name: self._view(name, out[name]) if name in out else self._new_array(name) for name in names}
+        self._start_engine({name: array.address for name, array in arrays.items()})
+        self._finish()
+        return {name: out.get(name, arrays[name]) for name in names}
+
+    def _view(self, name: str, array: Any) -> DeviceArray:
+        host = self._bindings[name].host
+        return view(array, name, host.shape, host.dtype, lambda s: self._cuda(self._cudart.cudaStreamSynchronize, s))
+
+    def _new_array(self, name: str) -> DeviceArray:
+        """Memory of its own, freed with the array."""
+        host, owner = self._bindings[name].host, _Owner()
+        address = int(self._cuda(self._cudart.cudaMalloc, host.nbytes))
+        weakref.finalize(owner, self._cudart.cudaFree, address)
+        return DeviceArray(address=address, shape=host.shape, dtype=host.dtype, owner=owner)
+
+    def _start_engine(self, addresses: dict[str, int]) -> None:
+        cuda, cudart = self._cuda, self._cudart
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise MtmError(f"{self.model}: TensorRT refused the memory of {name}; build the engine again")
         cuda(cudart.cudaEventRecord, self._start, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise MtmError(f"{self.model}: TensorRT could not start the engine; run with another --backend to compare")
         cuda(cudart.cudaEventRecord, self._stop, self._stream)
-        for out in outputs:
-            self._copy(out.host.ctypes.data, out.device, out.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
-        cuda(cudart.cudaStreamSynchronize, self._stream)
-        self.engine_ms = float(cuda(cudart.cudaEventElapsedTime, self._start, self._stop))
-        return {out.name: out.host.astype(np.float32) for out in outputs}  # astype copies: the buffers are used again
+
+    def _finish(self) -> None:
+        """Wait for all that was started."""
+        self._cuda(self._cudart.cudaStreamSynchronize, self._stream)
+        self.engine_ms = float(self._cuda(self._cudart.cudaEventElapsedTime, self._start, self._stop))
 
     def _copy(self, to: int, of: int, size: int, kind: Any) -> None:
         self._cuda(self._cudart.cudaMemcpyAsync, to, of, size, kind, self._stream)

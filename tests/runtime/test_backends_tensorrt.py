@@ -262,3 +262,77 @@ def test_a_real_engine_answers_as_onnxruntime_does(toy_onnx: Path, metadata: Mod
         assert 0 < backend.engine_ms < 1000
     for name in names:  # convolutions may use TF32: 10 bits of mantissa
         np.testing.assert_allclose(found[name], expected[name], rtol=5e-3, atol=2e-2)
+
+
+class Elsewhere:
+    """An array in "GPU" memory: NumPy memory behind the CUDA array interface."""
+
+    def __init__(self, array: np.ndarray, **changes: Any) -> None:
+        self.array = array
+        interface = {"shape": array.shape, "typestr": array.dtype.str, "data": (array.ctypes.data, False), "version": 3}
+        self.__cuda_array_interface__ = {**interface, "strides": array.strides, "stream": None, **changes}
+
+
+class TestArraysOnTheGpu:
+    def test_they_are_read_and_written_where_they_lie(self, rig: Rig) -> None:
+        with open_backend(rig.path) as backend:
+            height, width = backend.metadata.input_size
+            before = len(rig.cuda.memory)
+            image, depth = np.full((1, 3, height, width), 2.5, np.float32), np.empty((1, 1, height, width), np.float32)
+            given = Elsewhere(depth)
+            rig.cuda.calls.clear()
+            found = backend.infer_on_gpu(Elsewhere(image), {"depth": given})
+            assert "cudaMemcpyAsync" not in rig.cuda.calls, "something was copied"
+            assert found["depth"] is given and (depth == 2.5).all()
+            assert list(found) == [task.name for task in backend.metadata.tasks]
+            interface = found["normals"].__cuda_array_interface__
+            assert interface["shape"] == (1, 3, height, width) and interface["typestr"] == "<f4"
+            memory = (ctypes.c_float * (3 * height * width)).from_address(interface["data"][0])
+            assert np.frombuffer(memory, np.float32).reshape(3, -1).T[7].tolist() == [2.5, 3.5, 4.5]
+            assert len(rig.cuda.memory) == before + len(found) - 1
+            del found, interface
+            assert len(rig.cuda.memory) == before, "results were not freed with their arrays"
+            host = backend.infer(np.zeros((1, 3, height, width), np.float32))  # its own buffers again
+            assert host["depth"].max() == 0 and (depth == 2.5).all()
+        assert not rig.cuda.memory
+
+    @pytest.mark.parametrize(("stream", "waits"), [(None, 1), (2, 2)])
+    def test_the_owners_stream_is_waited_for(self, rig: Rig, stream: int | None, waits: int) -> None:
+        with open_backend(rig.path) as backend:
+            image = np.zeros((1, 3, *backend.metadata.input_size), np.float32)
+            rig.cuda.calls.clear()
+            backend.infer_on_gpu(Elsewhere(image, stream=stream), {})
+            assert rig.cuda.calls.count("cudaStreamSynchronize") == waits
+
+    def test_what_does_not_fit(self, rig: Rig) -> None:
+        with open_backend(rig.path) as backend:
+            shape = (1, 3, *backend.metadata.input_size)
+            good = Elsewhere(np.zeros(shape, np.float32))
+            for wrong in (
+                np.zeros(shape),
+                np.zeros((2, *shape[1:]), np.float32),
+                np.zeros(shape, np.float32)[..., ::-1],
+            ):
+                with pytest.raises(MtmError, match="image: expected a contiguous array float32"):
+                    backend.infer_on_gpu(Elsewhere(wrong), {})
+            with pytest.raises(MtmError, match="depth: expected an array on the GPU, found a ndarray"):
+                backend.infer_on_gpu(good, {"depth": np.zeros(shape, np.float32)})
+            with pytest.raises(MtmError, match="out: expected some of semseg"):
+                backend.infer_on_gpu(good, {"flow": good})
+
+
+def test_another_context_of_the_same_engine(rig: Rig) -> None:
+    first = open_backend(rig.path)
+    alone = len(rig.cuda.memory)
+    other = first.another()
+    images = np.ones((1, 3, *first.metadata.input_size), np.float32)
+    assert len(rig.cuda.memory) == 2 * alone, "stream, events and buffers are not its own"
+    for backend in (first, other):
+        assert backend.infer(images)["depth"].max() == 1
+    other.close()
+    assert len(rig.cuda.memory) == alone and first.infer(images)["depth"].max() == 1
+    rig.engine.create_execution_context = lambda: None
+    with pytest.raises(MtmError, match="could not make an execution context"):
+        first.another()
+    first.close()
+    assert not rig.cuda.memory
