@@ -30,7 +30,7 @@ CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
     "--size", type=ImageSize(at_most=MAX_SIDE), help="Input height and width in pixels.  [default: the checkpoint's]"
 )
 @click.option("--batch", type=click.IntRange(1), default=1, help="Images a run.")
-@click.option("--opset", type=int, default=20, help="ONNX opset, 18 to 23.")
+@click.option("--opset", type=click.IntRange(18, 23), default=20, help="ONNX opset.")
 @click.option("--check-images", type=click.IntRange(1), default=2, help="Random images to compare with PyTorch.")
 def main(
     ckpt: Path | None,

@@ -1,5 +1,6 @@
 """What every command shares: errors as one sentence, `--json`, and progress on a terminal only."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -65,9 +67,38 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
-def _fail(sentence: str, as_json: bool) -> NoReturn:
-    if as_json:
-        click.echo(json.dumps({"error": sentence}))
+class CheckFailedError(MtmError):
+    """A check that ran to its end and did not pass. Under `--json` the whole `result` is printed, with the sentence as
+    its `error`; the exit status is 1."""
+
+    def __init__(self, sentence: str, result: dict[str, Any]) -> None:
+        super().__init__(sentence)
+        self.result = result
+
+
+class _StdoutLostError(MtmError):
+    """Standard output takes no more, so not even an error can be told there."""
+
+
+def _write(text: str) -> None:
+    """A line on stdout. A reader that has gone (`| head`) ends the command without a word."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        with suppress(OSError, ValueError):  # what is still buffered would fail again as Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            raise SystemExit(1) from None
+        raise _StdoutLostError(
+            f"standard output: writing the result failed ({error.strerror}); free space, or send it elsewhere"
+        ) from error
+
+
+def _fail(error: MtmError, as_json: bool) -> NoReturn:
+    sentence = str(error)
+    if as_json and not isinstance(error, _StdoutLostError):
+        result = error.result if isinstance(error, CheckFailedError) else {}
+        click.echo(json.dumps({**result, "error": sentence}, indent=2 if result else None))
     else:
         click.echo(f"error: {sentence}", err=True)
     raise SystemExit(1)
@@ -100,8 +131,10 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
             _terminate_as_interrupt()
             try:
                 result = function(**options)
+                if as_json:
+                    _write(json.dumps(result, indent=2))
             except MtmError as error:
-                _fail(str(error), as_json)
+                _fail(error, as_json)
             except Interrupted as error:
                 if as_json:
                     click.echo(json.dumps(error.result, indent=2))
@@ -118,13 +151,11 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
                 if os.environ.get(TRACEBACK_SWITCH) == "1":
                     raise
                 reason = " ".join(str(error).split())[:300]
-                _fail(
+                sentence = (
                     f"unexpected {type(error).__name__}: {reason}; this is a defect in mtmamba, please report it with the "
-                    f"traceback that {TRACEBACK_SWITCH}=1 shows",
-                    as_json,
+                    f"traceback that {TRACEBACK_SWITCH}=1 shows"
                 )
-            if as_json:
-                click.echo(json.dumps(result, indent=2))
+                _fail(MtmError(sentence), as_json)
 
         return click.command(context_settings=HELP, epilog=epilog)(json_option(run))
 
@@ -137,7 +168,7 @@ _quiet = False  # set by `--json`: stdout then belongs to the JSON object
 def say(text: str = "") -> None:
     """One line for a person, on stdout; nothing under `--json`."""
     if not _quiet:
-        click.echo(text)
+        _write(text)
 
 
 def progress(*, unit: str = "") -> Progress:

@@ -57,7 +57,7 @@ def main(
         say(f"using {onnx.name}")
     trt = resolve(flavour)
     precision = "fp16" if fp16 else "fp32"
-    targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target else ()
+    targets = tuple(part.strip().lower() for part in target.split(",") if part.strip()) if target else ()
     if target is not None and not targets:
         raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
     options = BuildOptions(precision=precision, workspace_mib=workspace, targets=targets)

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from mtmamba.console import Interrupted, command, progress, say
-from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
 from mtmamba.runtime.outputs import Outputs, output_form, output_path, page_path
@@ -131,15 +130,17 @@ def _run_on_ray(folder: Path, job: Job) -> dict[str, Any]:
 
 
 def choose_tasks(metadata: ModelMetadata, names: str | None) -> tuple[Task, ...]:
-    """The model's tasks, or those named in a comma-separated list, in the list's order. Raises MtmError for others."""
+    """The model's tasks, or those named in a comma-separated list, in the list's order. Others are a bad option (exit
+    status 2)."""
     known = {task.name: task for task in metadata.tasks}
     if names is None:
         return metadata.tasks
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
-        raise MtmError(
-            f"--tasks: expected some of this model's tasks ({', '.join(known)}), found {', '.join(unknown) or 'none'}"
+        raise click.BadParameter(
+            f"expected some of this model's tasks ({', '.join(known)}), found {', '.join(unknown) or 'none'}",
+            param_hint="--tasks",
         )
     return tuple(known[name] for name in chosen)
 

@@ -163,9 +163,17 @@ def open_source(name: str | Path, patience: Patience | None = None) -> Source:
 def read_image(path: Path) -> Image:
     """[H, W, 3] uint8 BGR, turned as its EXIF says. Raises MtmError where it does not decode."""
     existing_file(path, "picture")
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    data = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
         raise MtmError(f"{path}: expected a picture, found bytes that do not decode as one; check that it opens")
+    if image.dtype == np.uint16:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)  # the upper eight bits
+    elif image.dtype != np.uint8:
+        raise MtmError(
+            f"{path}: expected a picture of 8 or 16 bits a channel, found {image.dtype} values, whose range no file states; "
+            "save it as an 8-bit PNG"
+        )
     return np.asarray(image, np.uint8)
 
 

@@ -139,6 +139,7 @@ def test_a_failed_check_writes_nothing(tmp_path, monkeypatch, golden_folder):
         ([], 1, "no checkpoint (*.pth or *.pt or *.pth.tar)"),
         (["--size", "64"], 2, "expected HEIGHTxWIDTH"),
         (["--batch", "0"], 2, "--batch"),
+        (["--opset", "99"], 2, "is not in the range 18<=x<=23"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, arguments, status, words):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtmamba.config import ModelConfig, preset
-from mtmamba.console import TRACEBACK_SWITCH, command
+from mtmamba.console import TRACEBACK_SWITCH, CheckFailedError, command
 from mtmamba.errors import MtmError
 from mtmamba.files import check_output
 from mtmamba.metadata import ModelMetadata
@@ -127,3 +127,49 @@ def test_damaged_metadata(changes):
 def test_configurations_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset("nyudv2", "nano").embed_dim = 3
+
+
+TALKING = """
+from mtmamba.console import command, say
+
+@command(epilog="none")
+def main():
+    say("a line")
+    return {"answer": 1}
+
+main()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_full_disk_behind_stdout_is_one_sentence(arguments):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        run = [sys.executable, "-c", TALKING, *arguments]
+        result = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: standard output: writing the result failed (No space left on device); free space, or send it elsewhere\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_reader_that_has_gone_hears_nothing(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = [sys.executable, "-c", TALKING, *arguments]
+    result = subprocess.run(run, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_failed_check_keeps_its_figures():
+    @command(epilog="none")
+    def check():
+        raise CheckFailedError("depth is 3 apart, allowed 2", {"depth": 3})
+
+    result = CliRunner().invoke(check, ["--json"])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"depth": 3, "error": "depth is 3 apart, allowed 2"}
+    result = CliRunner().invoke(check, [])
+    assert (result.exit_code, result.stderr) == (1, "error: depth is 3 apart, allowed 2\n")

@@ -1,14 +1,17 @@
 """Preprocessing and postprocessing against their definitions, written out again in float64."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.postprocess import postprocess
 from mtmamba.runtime.preprocess import preprocess, resize_image
+from mtmamba.runtime.sources import read_image
 from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task, dataset
 
 TASKS = {task.name: task for task in dataset("synthetic").tasks}
@@ -105,3 +108,18 @@ def test_opencv_bilinear_is_torchs() -> None:
     plane = np.random.default_rng(2).normal(size=(5, 7)).astype(np.float32)
     found = cv2.resize(plane, (17, 11), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(found, interpolate(plane, (11, 17)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [(np.uint8, 1), (np.uint16, 257)])
+def test_pictures_of_8_and_16_bits(tmp_path: Path, photo: np.ndarray, dtype: type, factor: int) -> None:
+    cv2.imwrite(str(tmp_path / "a.tiff"), photo.astype(dtype) * dtype(factor))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), photo)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_picture_of_floats_says_so(tmp_path: Path, photo: np.ndarray, dtype: type) -> None:
+    cv2.imwrite(str(tmp_path / "a.tiff"), photo.astype(dtype) / 255)
+    with pytest.raises(
+        MtmError, match=rf"found {np.dtype(dtype)} values, whose range no file states; save it as an 8-bit"
+    ):
+        read_image(tmp_path / "a.tiff")

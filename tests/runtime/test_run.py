@@ -164,8 +164,6 @@ def make_bad_onnx(path: Path) -> None:
         (["clip.mp4", "--save-raw", "clip.mp4/raw"], "clip.mp4/raw: cannot make this folder"),
         (["clip.mp4", "--output", "clip.mp4"], "the output is the source itself"),
         (["clip.mp4", "--output", "out.gif"], "expected a name ending in .mp4 or .mov for a video"),
-        (["clip.mp4", "--tasks", "depth,flow"], "expected some of this model's tasks (semseg, human_parts, sal, depth"),
-        (["clip.mp4", "--tasks", ","], "found none"),
         (["clip.mp4", "--backend", "tensorrt"], "expected an NVIDIA GPU and its driver, found no NVIDIA GPU"),
         (["clip.mp4", "--backend", "tensorrt", "--model", "toy.onnx"], "use --backend onnxruntime"),
         (["clip.mp4", "--backend", "torch"], "no torch model (*.pth or *.pt or *.pth.tar)"),
@@ -190,6 +188,14 @@ def test_bad_input_is_one_sentence_and_status_1(
     assert {path.name for path in tmp_path.iterdir()} == before, "something was left behind"
     answer = run_it(*arguments, "--json")
     assert answer.exit_code == 1 and sentence in json.loads(answer.stdout)["error"]
+
+
+def test_tasks_the_model_has_not_are_a_bad_option(clip: Path, toy_onnx: Path) -> None:
+    for names, found in (("depth,flow", "found flow"), (",", "found none")):
+        result = run_it("clip.mp4", "--tasks", names)
+        assert result.exit_code == 2
+        assert "expected some of this model's tasks (semseg, human_parts, sal, depth" in result.stderr
+        assert found in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_finds_the_only_model(scan_onnx: Path, folder: Path) -> None:
 
 
 def test_json(scan_onnx: Path, rtx: TensorRT, folder: Path) -> None:
-    result = run("best.onnx", "--target", "sm_89, sm_120", "-o", "sub/x.engine", "--workspace", "32", "--json")
+    result = run("best.onnx", "--target", "sm_89, SM_120", "-o", "sub/x.engine", "--workspace", "32", "--json")
     answer = json.loads(result.stdout)
     assert answer["engine"] == "sub/x.engine"
     assert answer["sidecar"] == "sub/x.engine.json"
