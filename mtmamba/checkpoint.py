@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def read_content(path: Path) -> dict[Any, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes on old pickle protocols
+            _check_sums(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MtmError(
@@ -103,6 +105,17 @@ def read_content(path: Path) -> dict[Any, Any]:
     return content
 
 
+def _check_sums(path: Path) -> None:
+    """Hold every part of a zip file (all but the oldest checkpoints) against the checksum written with it, which torch's
+    reader does not: one changed bit of a weight would go unnoticed. Raises zipfile.BadZipFile."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
 def _load_state(model: MTMamba, state: Any, path: Path) -> None:
     if not isinstance(state, dict):
         raise MtmError(f"{path}: expected the model's tensors, found {type(state).__name__}; the checkpoint is damaged")
@@ -117,4 +130,10 @@ def _load_state(model: MTMamba, state: Any, path: Path) -> None:
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise MtmError(f"{path}: the tensors do not fit the configuration in the file: {shown}")
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise MtmError(
+            f"{path}: {len(broken)} tensors hold NaN or infinite values, {broken[0]} first; the file is damaged or its "
+            "training diverged: copy it again, or take an earlier checkpoint"
+        )
     model.load_state_dict(state)

@@ -81,6 +81,8 @@ class ModelMetadata:
             }
             given["config"] = ModelConfig.from_dict(values["config"])
             metadata = cls(**given)
+        except MtmError as error:  # of the configuration, which does not know whose it is
+            raise MtmError(f"{source}: damaged mtmamba metadata ({error}); export the model again") from error
         except (KeyError, TypeError) as error:
             raise MtmError(
                 f"{source}: incomplete mtmamba metadata ({error}); export the model again with mtm-export"

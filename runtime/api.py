@@ -102,7 +102,8 @@ class Model:
     def __call__(self, image: npt.ArrayLike) -> Predictions:
         """Predict from a picture [H, W, 3], or N of one size [N, H, W, 3], uint8 RGB, of any size.
 
-        Predictions have the picture's size. Raises MtmError for another shape or type, and where the device fails.
+        Predictions have the picture's size. Raises MtmError for another shape or type, where the device fails, and
+        where the model answers with NaN or infinite values.
         """
         images = np.asarray(image)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3 or 0 in images.shape:
@@ -113,6 +114,7 @@ class Model:
         batch = images if images.ndim == 4 else images[None]
         bgr = np.ascontiguousarray(batch[..., ::-1])
         raw = self._infer_host(np.stack([preprocess(picture, self.metadata) for picture in bgr]))
+        self._require_finite(raw)
         size = (batch.shape[1], batch.shape[2])
         found: dict[str, Any] = {
             t.name: np.stack([postprocess(planes, t, size) for planes in raw[t.name]]) for t in self.tasks
@@ -154,6 +156,15 @@ class Model:
         with self._lane() as lane:
             parts = [lane.infer(images[start : start + size]) for start in range(0, len(images), size)]
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
+
+    def _require_finite(self, raw: dict[str, Array]) -> None:
+        # max and min pass NaN on, and make no copy as big as the predictions
+        broken = [name for name, value in raw.items() if not np.isfinite((value.max(), value.min())).all()]
+        if broken:
+            raise MtmError(
+                f"{self.path}: the model's {', '.join(broken)} holds NaN or infinite values: the file is damaged, or too "
+                "low a precision overflowed; compare it with mtm-parity, and make it again"
+            )
 
     @contextmanager
     def _lane(self) -> Iterator[Backend]:

@@ -39,13 +39,13 @@ def load_onnx(path: Path) -> OnnxModel:
         if not proto.graph.node:
             raise MtmError(f"{path}: expected an ONNX model, found a file without a graph; {again}")
         onnx.checker.check_model(str(path))
+        _check_fixed_sizes(path, proto)
+        return OnnxModel(path=path, proto=proto, metadata=read_metadata(proto, str(path)), op_counts=count_ops(proto))
     except DecodeError as error:
         raise MtmError(f"{path}: expected an ONNX model, found a file that is none or is cut short; {again}") from error
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise MtmError(f"{path}: not a valid ONNX model ({reason}); {again}") from error
-    _check_fixed_sizes(path, proto)
-    return OnnxModel(path=path, proto=proto, metadata=read_metadata(proto, str(path)), op_counts=count_ops(proto))
 
 
 def _check_fixed_sizes(path: Path, proto: onnx.ModelProto) -> None:

@@ -22,8 +22,7 @@ class OnnxBackend(Backend):
 
     def __init__(self, model: Path) -> None:
         self._session: Any = _open_session(model)
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        metadata = ModelMetadata.from_json(text, str(model))
+        metadata = ModelMetadata.from_json(_metadata_text(self._session, model), str(model))
         _check(self._session, metadata, model)
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         super().__init__(model, metadata, "GPU (CUDA)" if provider == "CUDA" else provider)
@@ -54,7 +53,8 @@ def _open_session(model: Path) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=providers)
+        # The fallback would try the very same again, and announce it on stdout, where a command's JSON goes.
+        return onnxruntime.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
         logger.debug("ONNX Runtime refused %s", model, exc_info=True)
         reason = " ".join(str(error).split())[:200]
@@ -62,6 +62,17 @@ def _open_session(model: Path) -> Any:
             f"{model}: expected an ONNX model ONNX Runtime can load, found one it refuses ({reason}); export it again "
             "with mtm-export"
         ) from error
+
+
+def _metadata_text(session: Any, model: Path) -> str | None:
+    try:
+        properties = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise MtmError(
+            f"{model}: expected metadata in UTF-8, found other bytes ({error}); export the model again with mtm-export"
+        ) from error
+    text: str | None = properties.get(METADATA_KEY)
+    return text
 
 
 def _check(session: Any, metadata: ModelMetadata, model: Path) -> None:

@@ -126,3 +126,22 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["best.pth"]
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(saved, tmp_path):
+    """torch's reader holds nothing against the file's checksums."""
+    path, model = saved
+    data = bytearray(path.read_bytes())
+    weight = next(iter(model.state_dict().values())).detach().numpy().tobytes()
+    data[data.index(weight) + 1] ^= 1
+    (tmp_path / "best.pth").write_bytes(data)
+    refused(tmp_path / "best.pth", "the checksum of", "is wrong", "copy or download it again")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers(saved, tmp_path, value):
+    content = read_content(saved[0])
+    name = next(iter(content["model"]))
+    content["model"][name].view(-1)[0] = value
+    torch.save(content, tmp_path / "best.pth")
+    refused(tmp_path / "best.pth", f"1 tensors hold NaN or infinite values, {name} first", "training diverged")

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
@@ -315,3 +317,12 @@ def test_the_documentation_runs_on_the_gpu(toy_onnx: Path, monkeypatch: pytest.M
     monkeypatch.chdir(toy_onnx.parent)
     (block,) = code_blocks("python gpu")
     exec(compile(block, str(DOCUMENT), "exec"), {"load": load})
+
+
+def test_predictions_that_are_no_numbers(toy_onnx: Path, picture: np.ndarray) -> None:
+    model = onnx.load(str(toy_onnx))
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "depth.b")
+    bias.CopyFrom(numpy_helper.from_array(np.array([np.nan], np.float32), bias.name))
+    onnx.save(model, str(toy_onnx))
+    with load(toy_onnx) as loaded, pytest.raises(MtmError, match="the model's depth holds NaN or infinite values"):
+        loaded(picture)
