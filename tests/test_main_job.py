@@ -1,6 +1,8 @@
 """The main job with the commands a user types: checkpoint -> ONNX -> engine with the plugin -> annotated video."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ from mtmamba.cache import CACHE_VARIABLE
 from mtmamba.export.cli import main as export
 from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.build_cli import main as build_engine
+from mtmamba.runtime.parity_cli import main as parity
 from mtmamba.runtime.run_cli import main as run
 
 SIZE = (64, 96)  # the model's
@@ -76,18 +79,39 @@ def test_video(folder, tmp_path):
     assert len(list((tmp_path / "raw").glob("*.npz"))) == FRAMES
 
 
-# Largest difference from ONNX Runtime in FP32, relative to the task's largest prediction.
-GPU_TOLERANCES = {"fp32": 2e-3, "fp16": 3e-2}
+def test_parity_of_the_export(folder, monkeypatch):
+    """With no argument: the checkpoint here against what can run here."""
+    monkeypatch.chdir(folder)
+    answer = invoke(parity, "--images", 2)
+    assert answer["passed"] and answer["images"] == 2 and len(answer["tasks"]) == 6
+    assert (answer["reference"]["backend"], answer["candidate"]["backend"]) == ("torch", "onnxruntime")
+    assert answer["candidate"]["precision"] == "fp32"
+
+
+def test_polygraphy_runs_the_export(folder, tmp_path):
+    """A Polygraphy user's own command, and their outputs against ours."""
+    pytest.importorskip("polygraphy", "0.53", reason="no Polygraphy of 0.53 or newer (pip install polygraphy)")
+    command = [Path(sys.executable).with_name("polygraphy"), "run", folder / "best.onnx", "--onnxrt"]
+    files = {name: tmp_path / f"{name}.json" for name in ("inputs", "outputs")}
+    options = ["--val-range", "image:[-2.2,2.7]", *(f"--save-{name}={path}" for name, path in files.items())]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "PASSED" in result.stdout + result.stderr, result.stderr
+    from polygraphy.comparator import RunResults
+    from polygraphy.json import load_json
+
+    (inputs,) = load_json(str(files["inputs"]))
+    ((_, (theirs,)),) = RunResults.load(str(files["outputs"]))
+    assert -2.2 <= inputs["image"].min() < -2 and 2.5 < inputs["image"].max() <= 2.7
+    with open_backend(folder / "best.onnx") as backend:
+        for name, value in backend.infer(inputs["image"]).items():
+            np.testing.assert_allclose(theirs[name], value, rtol=0, atol=1e-4)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", GPU_TOLERANCES)
-def test_parity_gate_on_the_gpu(folder, tmp_path, precision):
+@pytest.mark.parametrize(("precision", "row"), [("fp32", "tf32"), ("fp16", "fp16")])
+def test_parity_gate_on_the_gpu(folder, tmp_path, precision, row):
     """The engine, built for the GPU of this machine and run on it, answers as the exported file does."""
     engine = tmp_path / "best.engine"
     invoke(build_engine, folder / "best.onnx", f"--{precision}", "-o", engine)
-    image = np.random.default_rng(0).normal(size=(1, 3, *SIZE)).astype(np.float32)
-    with open_backend(folder / "best.onnx", "onnxruntime") as reference, open_backend(engine) as backend:
-        expected, found = reference.infer(image), backend.infer(image)
-    for task, value in expected.items():
-        assert np.abs(found[task] - value).max() <= GPU_TOLERANCES[precision] * max(1.0, np.abs(value).max()), task
+    answer = invoke(parity, "--reference", folder / "best.onnx", "--model", engine)
+    assert answer["passed"] and answer["candidate"]["precision"] == row

@@ -3,6 +3,7 @@
 Importing this package imports no runtime; each backend's own file does, when it is chosen.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from mtmamba.errors import MtmError
@@ -10,7 +11,7 @@ from mtmamba.files import existing_file, only_candidate
 from mtmamba.runtime import gpu
 from mtmamba.runtime.backends.base import Backend
 
-__all__ = ["BACKENDS", "Backend", "default_model", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "default_model", "default_reference", "open_backend"]
 
 BACKENDS: dict[str, tuple[str, ...]] = {
     "tensorrt": (".engine",),
@@ -44,10 +45,22 @@ def default_model(backend: str | None = None, folder: Path | None = None) -> tup
     return only_candidate(patterns, "model", "--model", "mtm-export or mtm-build-engine", folder), note
 
 
-def open_backend(model: Path, backend: str | None = None) -> Backend:
+def default_reference(folder: Path | None = None) -> Path:
+    """The model in `folder` (default: the working folder) that the others were made from: the checkpoint where there
+    is one and PyTorch to read it, else the ONNX file.
+
+    Raises MtmError where there are several, or none.
+    """
+    folder = folder or Path.cwd()
+    kind = "torch" if _candidates("torch", folder) and find_spec("torch") else "onnxruntime"
+    return only_candidate(_patterns(kind), "reference", "--reference", MADE_BY[kind], folder)
+
+
+def open_backend(model: Path, backend: str | None = None, input_size: tuple[int, int] | None = None) -> Backend:
     """Open `model` with `backend`, or with the backend its suffix calls for: .engine -> tensorrt, .onnx -> onnxruntime
     (CUDA where ONNX Runtime has it, else the CPU), .pth, .pt, .tar -> torch.
 
+    input_size: (height, width) to run a checkpoint at; the other kinds have theirs built in and take no notice.
     Raises MtmError for a missing or unreadable file, a pairing that cannot be, a package that is not installed, or
     no GPU for an engine (before anything is loaded).
     """
@@ -63,7 +76,7 @@ def open_backend(model: Path, backend: str | None = None) -> Backend:
             f"{model}: backend {backend} reads {' '.join(BACKENDS[backend])} files, found {model.suffix}; use "
             f"--backend {fits}, or make the file with {MADE_BY[backend]} and name it with --model"
         )
-    return _open(model, fits)
+    return _open(model, fits, input_size)
 
 
 def backend_of(model: Path) -> str:
@@ -77,7 +90,7 @@ def backend_of(model: Path) -> str:
     )
 
 
-def _open(model: Path, backend: str) -> Backend:
+def _open(model: Path, backend: str, input_size: tuple[int, int] | None) -> Backend:
     if backend == "tensorrt":
         from mtmamba.runtime.backends.tensorrt_backend import TensorRTBackend
 
@@ -88,7 +101,7 @@ def _open(model: Path, backend: str) -> Backend:
         return OnnxBackend(model)
     from mtmamba.runtime.backends.torch_backend import TorchBackend
 
-    return TorchBackend(model)
+    return TorchBackend(model, input_size)
 
 
 def _patterns(backend: str) -> tuple[str, ...]:

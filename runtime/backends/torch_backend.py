@@ -19,23 +19,27 @@ except ImportError as error:
 
 
 class TorchBackend(Backend):
-    """A checkpoint (.pth, .pt, .tar) at the size it was trained for, batch 1, in float32, on CUDA where there is
-    one."""
+    """A checkpoint (.pth, .pt, .tar) at `input_size` (default: the size it was trained for), batch 1, in float32, on
+    CUDA where there is one."""
 
     name = "torch"
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, input_size: tuple[int, int] | None = None) -> None:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = load_checkpoint(model).to(self._device).eval()
         config = self._model.config
         metadata = ModelMetadata(
-            config=config, input_size=config.input_size, batch=1, versions={"torch": torch.__version__}
+            config=config,
+            input_size=input_size or config.input_size,
+            batch=1,
+            versions={"torch": torch.__version__},
         )
         device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
         super().__init__(model, metadata, device)
 
     def _execute(self, images: Array) -> dict[str, Array]:
-        with torch.inference_mode():
+        # A reference in full FP32: cuDNN would round convolutions' inputs to TF32.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             tensor = torch.from_numpy(images).to(self._device)
             self._synchronise()
             start = time.perf_counter()
