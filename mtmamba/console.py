@@ -1,6 +1,7 @@
 """What every command shares: errors as one sentence, `--json`, and progress on a terminal only."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from functools import wraps
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -95,12 +96,14 @@ def _write(text: str) -> None:
 
 
 def _fail(error: MtmError, as_json: bool) -> NoReturn:
-    sentence = str(error)
     if as_json and not isinstance(error, _StdoutLostError):
         result = error.result if isinstance(error, CheckFailedError) else {}
-        click.echo(json.dumps({**result, "error": sentence}, indent=2 if result else None))
+        try:
+            _write(json.dumps({**result, "error": str(error)}, indent=2 if result else None))
+        except _StdoutLostError as lost:
+            _fail(lost, as_json)
     else:
-        click.echo(f"error: {sentence}", err=True)
+        click.echo(f"error: {error}", err=True)
     raise SystemExit(1)
 
 
@@ -169,6 +172,13 @@ def say(text: str = "") -> None:
     """One line for a person, on stdout; nothing under `--json`."""
     if not _quiet:
         _write(text)
+
+
+def as_text(renderable: RenderableType, width: int, *, colour: bool = False) -> str:
+    """What rich makes of a table or the like, `width` characters wide, for `say`."""
+    text = io.StringIO()  # not stdout, which rich would write to even while capturing
+    Console(file=text, width=width, force_terminal=colour, no_color=not colour, highlight=False).print(renderable)
+    return text.getvalue().rstrip("\n")
 
 
 def progress(*, unit: str = "") -> Progress:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from mtmamba.config import CROSS_TASK, ENCODERS, VARIANTS, ModelConfig, preset
-from mtmamba.console import ImageSize, command, say
+from mtmamba.console import ImageSize, as_text, command, say
 from mtmamba.errors import MtmError
 from mtmamba.tasks import DATASETS
 
@@ -91,7 +90,4 @@ def _table(stages: list[Any], total: Any) -> str:
             f"{row.paper_flops / 1e9:,.2f}",
             style="bold" if row is total else "",
         )
-    console = Console(width=WIDTH, highlight=False, color_system=None)
-    with console.capture() as text:
-        console.print(table)
-    return text.get().rstrip()
+    return as_text(table, WIDTH)

@@ -5,11 +5,10 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtmamba.console import command, say
+from mtmamba.console import as_text, command, say
 from mtmamba.runtime.doctor import Finding, examine
 
 
@@ -35,8 +34,5 @@ def render(findings: list[Finding], width: int, colour: bool) -> str:
             detail.append(("; " if detail else "") + finding.cost)
             detail.append(f"\n-> {finding.cure}", style="cyan")
         table.add_row(finding.name, status, detail)
-    console = Console(width=width, force_terminal=colour, no_color=not colour, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
     missing = sum(not finding.ok for finding in findings)
-    return capture.get() + f"\n{len(findings) - missing} found, {missing} missing"
+    return as_text(table, width, colour=colour) + f"\n\n{len(findings) - missing} found, {missing} missing"

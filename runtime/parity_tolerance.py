@@ -104,7 +104,7 @@ def tolerances(precision: str, tasks: tuple[Task, ...], overrides: tuple[Overrid
     Raises MtmError for an unknown precision, a task that is not among `tasks`, and a figure the task is not judged by.
     """
     if precision not in TOLERANCES:
-        raise MtmError(f"unknown precision {precision!r}; known: {', '.join(TOLERANCES)}")
+        raise MtmError(f"unknown precision {precision!r}; known: {', '.join(TOLERANCES)}; choose one with --precision")
     known = {task.name: task for task in tasks}
     for override in overrides:
         if override.task is not None:

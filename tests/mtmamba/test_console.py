@@ -153,6 +153,15 @@ def test_a_full_disk_behind_stdout_is_one_sentence(arguments):
     )
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
+def test_nothing_but_the_sentence_when_a_failure_cannot_be_written_either():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        run = [sys.executable, "-c", TALKING.replace('say("a line")', "raise ValueError"), "--json"]
+        result = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1 and result.stderr.startswith("error: standard output: writing the result failed")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 def test_a_reader_that_has_gone_hears_nothing(arguments):
     reader, writer = os.pipe()

@@ -1,5 +1,6 @@
 """The Python interface: predictions of pictures, raw tensors, threads, and what it refuses."""
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -248,6 +249,15 @@ class TestDlpack:
         found = device.from_dlpack(array, array.__dlpack__())
         assert found is not None and found.address == array.ctypes.data
         assert (found.shape, np.dtype(found.dtype)) == ((1, 3, 4), array.dtype)
+
+    def test_memory_that_starts_later(self) -> None:
+        memory = np.zeros(10, np.float32)
+        shape = (ctypes.c_int64 * 2)(2, 3)
+        tensor = device._DLTensor(memory.ctypes.data, 2, 0, 2, 2, 32, 1, shape, None, 16)
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        found = device.from_dlpack(memory, make(ctypes.addressof(tensor), b"dltensor", None))
+        assert found is not None and (found.address, found.shape) == (memory.ctypes.data + 16, (2, 3))
 
     def test_holes_are_refused(self) -> None:
         array = np.zeros((4, 6), np.float32)[:, ::2]

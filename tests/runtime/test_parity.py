@@ -38,7 +38,7 @@ def images(task: Task, noise: float, count: int = 3) -> list[tuple[np.ndarray, n
     return pairs
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=str)
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_sums_over_images_are_those_of_all_at_once(task: Task) -> None:
     pairs = images(task, 0.1)
     found = figures_of(task, pairs)
@@ -129,7 +129,7 @@ def test_a_candidate_that_is_not_finite_fails_and_says_so(value: float) -> None:
     assert math.isnan(only.max_abs) and not only.passed and only.to_dict()["max_abs"] is None
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=str)
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_the_tolerance_that_would_have_been_needed(task: Task) -> None:
     pairs = images(task, 0.2)
     needed = {check.figure: check.needed for check in figures_of(task, pairs).checks}
