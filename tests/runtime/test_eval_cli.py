@@ -115,7 +115,7 @@ def test_the_page_stands_alone(tmp_path: Path, make_toy: Callable[..., Path]) ->
         (["--data", "nyudv2", "--tasks", "depth"], 1, "name it with --root"),
         (["--data", "synthetic", "--split", "train"], 1, "choose how many rooms to score with --limit"),
         (["--data", "synthetic", "--batch", "4"], 1, "export again with mtm-export --batch 4"),
-        (["--data", "synthetic", "--tasks", "smell"], 1, "--tasks"),
+        (["--data", "synthetic", "--tasks", "smell"], 2, "--tasks"),
         (["--data", "synthetic", "--html", "report.pdf"], 1, "ending in .html"),
         (["--data", "synthetic", "--baseline", "nowhere"], 1, "nyudv2-single-task-swin-l"),
         (["--data", "synthetic", "--baseline", "nyudv2-single-task-swin-l"], 1, "expected a baseline of the tasks"),
