@@ -232,7 +232,7 @@ def _predict(backend: Backend, frames: list[Frame]) -> dict[str, Array]:
     images = np.stack([preprocess(frame.image, backend.metadata) for frame in frames])
     batch = backend.metadata.batch
     parts = [backend.infer(images[start : start + batch]) for start in range(0, len(images), batch)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in parts[0]}
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
