@@ -35,7 +35,7 @@ format: $(VENV)/.installed
 # kernel-lens carries TensorRT's C++ headers; what it depends on is not needed.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,cpu,rtx,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[model,cpu,rtx,train,eval,ray,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps kernel-lens
 	touch $@
 

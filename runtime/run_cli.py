@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mtmamba.console import Interrupted, command, progress, say
+from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
 from mtmamba.runtime.outputs import Outputs, output_form, output_path, page_path
