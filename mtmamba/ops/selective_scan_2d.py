@@ -27,8 +27,9 @@ def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tens
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
     if cpu_kernel.takes(A.shape[-1], x, x_dbl, dt_weight, dt_bias, A, D):
         return cpu_kernel.scan_2d(x, x_dbl, dt_weight, dt_bias, A, D)
-    y = selective_scan(*_scan_inputs(x, x_dbl, dt_weight, dt_bias, A, D))
-    return _merge(y, x).permute(0, 1, 3, 4, 2).contiguous()
+    wide = torch.promote_types(x.dtype, torch.float32)  # steps and sums over the directions, too, are float32
+    y = selective_scan(*_scan_inputs(x.to(wide), x_dbl.to(wide), dt_weight, dt_bias, A, D))
+    return _merge(y, x).permute(0, 1, 3, 4, 2).contiguous().to(x.dtype)
 
 
 @selective_scan_2d.register_fake
