@@ -10,11 +10,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from cases import CASES, MAP, SCAN, Case, check_isolation, inputs
 
 from mtmamba import native
 from mtmamba.errors import MtmError
 from mtmamba.native import CPU_LIBRARY, CPU_SWITCH, build_cpu_library, cpu_library
-from mtmamba.ops import cpu_kernel, selective_scan, selective_scan_2d, selective_scan_2d_reference
+from mtmamba.ops import cpu_kernel, selective_scan, selective_scan_2d
 from mtmamba.ops.selective_scan import selective_scan_backward
 from mtmamba.ops.selective_scan_2d import selective_scan_2d_backward
 
@@ -75,64 +76,21 @@ def test_edges_of_functions(level):
     assert apply(level, 0, [0.0])[0] == 1, "a step of 0 keeps the state as it is"
 
 
-def map_tensors(B=1, G=2, D=20, H=5, W=7, R=3, N=16, seed=0):
-    rng = np.random.default_rng(seed)
-    arrays = {
-        "x": rng.normal(size=(B, G, D, H, W)),
-        "x_dbl": rng.normal(size=(B, G, 4, R + 2 * N, H, W)),
-        "dt_weight": rng.normal(size=(G, 4, D, R)),
-        "dt_bias": rng.normal(size=(G, 4, D)),
-        "A": -np.exp(rng.normal(size=(G, 4, D, N))),
-        "D": rng.normal(size=(G, 4, D)),
-    }
-    return {name: torch.from_numpy(value.astype(np.float32)) for name, value in arrays.items()}
+def tensors_of(op, **sizes):
+    return {name: torch.from_numpy(value).float() for name, value in inputs(op, **sizes).items()}
 
 
-def error_of(y, tensors):
-    """Of y against the float64 loop, as a fraction of the largest value."""
-    expected = selective_scan_2d_reference(**{name: value.double().numpy() for name, value in tensors.items()})
-    assert np.isfinite(expected).all()
-    return np.abs(y.double().numpy() - expected).max() / max(1.0, np.abs(expected).max())
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op} {case}")
+def test_case(level, case):
+    tensors = [torch.from_numpy(value).float() for value in case.arrays("float32").values()]
+    y = selective_scan(*tensors, case.softplus) if case.op == SCAN else selective_scan_2d(*tensors)
+    case.check(y.numpy(), "float32")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"B": 3},
-        *({"D": D} for D in (1, 4, 15, 16, 17, 33)),
-        *({"N": N} for N in (1, 3, 17, 64)),
-        *({"H": H, "W": W} for H, W in ((1, 1), (1, 17), (16, 1), (17, 33))),
-        {"R": 48},
-        {"G": 20},
-    ],
-    ids=str,
-)
-def test_maps(level, change):
-    tensors = map_tensors(**change)
-    assert error_of(selective_scan_2d(**tensors), tensors) <= 2e-6
-
-
-@pytest.mark.parametrize(
-    "name, value", [("dt_bias", -50.0), ("dt_bias", 50.0), ("A", -1e-4), ("A", -1e3), ("x", 1e4), ("x_dbl", 100.0)]
-)
-def test_hostile_maps(level, name, value):
-    tensors = map_tensors(H=18, W=16)
-    tensors[name] = torch.full_like(tensors[name], value)
-    assert error_of(selective_scan_2d(**tensors), tensors) <= 1e-5
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_poison_stays_in_its_channel(level, bad):
-    tensors = map_tensors()
-    clean = selective_scan_2d(**tensors)
-    tensors["x"][0, 1, 7, 2, 3] = bad
-    tensors["A"][1, 2, 7, 0] = bad
-    found = selective_scan_2d(**tensors)
-    assert not torch.isfinite(found[0, 1, ..., 7]).any()
-    others = [c for c in range(20) if c != 7]
-    assert torch.equal(found[..., others], clean[..., others])
-    assert torch.equal(found[:, 0], clean[:, 0])
+@pytest.mark.parametrize("op", [SCAN, MAP])
+def test_poison_stays_in_its_channel(level, op):
+    function = selective_scan if op == SCAN else selective_scan_2d
+    check_isolation(op, lambda arrays: function(*(torch.from_numpy(value).float() for value in arrays.values())))
 
 
 def scan_tensors(batch=2, channels=40, groups=2, states=16, length=150, seed=0):
@@ -178,19 +136,20 @@ def test_gradients_of_hostile_steps(level):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-def test_low_precision_tensors(dtype, tolerance):
-    tensors = map_tensors()
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_low_precision_tensors(kind):
+    case = Case(op=MAP)
+    tensors = {name: torch.from_numpy(value).float() for name, value in case.arrays(kind).items()}
     for name in ("x", "x_dbl"):
-        tensors[name] = tensors[name].to(dtype)  # the parameters stay float32
+        tensors[name] = tensors[name].to(getattr(torch, kind))  # the parameters stay float32
     y = selective_scan_2d(**tensors)
-    assert y.dtype == dtype
-    assert error_of(y, tensors) <= tolerance
+    assert y.dtype == getattr(torch, kind)
+    case.check(y.double().numpy(), kind)
 
 
 def test_same_bits_for_any_number_of_threads():
     before = torch.get_num_threads()
-    tensors, maps = scan_tensors(batch=3), list(map_tensors(B=2, D=50).values())
+    tensors, maps = scan_tensors(batch=3), list(tensors_of(MAP, B=2, G=2, D=50).values())
     grad_y = torch.randn(2, 2, 5, 7, 50)
     results = []
     try:
@@ -305,14 +264,14 @@ def test_export_sees_an_operator_not_the_library():
         def forward(self, *tensors):
             return selective_scan_2d(*tensors)
 
-    program = torch.export.export(Scan(), tuple(map_tensors().values()))
+    program = torch.export.export(Scan(), tuple(tensors_of(MAP).values()))
     assert [str(n.target) for n in program.graph.nodes if n.op == "call_function"] == [
         "mtmamba.selective_scan_2d.default"
     ]
 
 
 def test_strides_and_gradients_through_autograd():
-    tensors = map_tensors()
+    tensors = tensors_of(MAP)
     tensors["x"] = tensors["x"].transpose(-1, -2).contiguous().transpose(-1, -2)
     inputs = [x.clone().requires_grad_() for x in tensors.values()]
     selective_scan_2d(*inputs).sum().backward()

@@ -51,3 +51,13 @@ def test_dimensions_are_described(op: str) -> None:
     symbols = {c for t in [*wanted["inputs"], wanted["output"]] for dim in t["dims"] for c in dim if c.isupper()}
     assert symbols == set(wanted["dims"])
     assert set(wanted["limits"]) | set(wanted["multiples"]) | set(wanted["multiples"].values()) <= symbols
+
+
+@pytest.mark.parametrize("op", CONTRACT["ops"])
+def test_every_type_has_a_tolerance_and_what_was_measured_is_within(op: str) -> None:
+    tolerances, measured = CONTRACT["ops"][op]["tolerances"], CONTRACT["ops"][op]["measured"]
+    assert set(tolerances) == {"float64", *CONTRACT["types"]}
+    for implementation, errors in measured.items():
+        for kind, found in errors.items():
+            allowed = [tolerances[kind]["normal"], tolerances[kind]["hostile"]]
+            assert all(a <= b for a, b in zip(found, allowed, strict=True)), (implementation, kind)
