@@ -49,14 +49,19 @@ def with_onnx(case: Case, kind: str) -> Any:
 
 
 def plugin() -> Run:
+    from mtmamba.runtime.gpu import find_gpus
     from mtmamba.runtime.harness import Harness
 
+    if not find_gpus():
+        raise MtmError("no NVIDIA GPU")
     harness = Harness()
 
     def run(case: Case, kind: str) -> Any:
         feeds = {name: value.astype(DTYPES[type_of(case.op, name, kind)]) for name, value in case.arrays(kind).items()}
-        with harness.create(case.op, **case.attributes) as created:
-            return created.run(feeds)
+        created = harness.plugin(case.op, {n: value.shape for n, value in feeds.items()}, kind, **case.attributes)
+        y = created.run(feeds)
+        created.close()
+        return y
 
     return run
 

@@ -21,7 +21,7 @@ SYSTEM_HEADERS = (
     "/usr/local/tensorrt/include",
     "/opt/tensorrt/include",
 )
-CPU_FOLDER = "cpu/"  # sources of the CPU library, no part of the plugin library
+OTHER_FOLDERS = ("cpu/", "harness/")  # sources of the CPU library and the harness, no part of the plugin library
 SOURCE_SUFFIXES = (".txt", ".h", ".cuh", ".cu", ".cpp")
 
 
@@ -46,7 +46,7 @@ class Toolchain:
             digest.update(part.encode() + b"\0")
         for path in sorted(path for path in self.sources.rglob("*") if path.suffix in SOURCE_SUFFIXES):
             name = path.relative_to(self.sources).as_posix()
-            if not name.startswith(CPU_FOLDER):
+            if not name.startswith(OTHER_FOLDERS):
                 digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 
