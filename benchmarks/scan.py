@@ -1,10 +1,12 @@
-"""Times the two-dimensional scan on the CPU: float64 loop, vectorised PyTorch, C++ library, ONNX function body.
+"""Times the two-dimensional scan. On the CPU: float64 loop, vectorised PyTorch, C++ library, ONNX function body. On a GPU: the
+plugin, PyTorch, mamba_ssm, and a copy of the same bytes (scan_gpu.py says what is reported).
 
     python benchmarks/scan.py [--sizes nano,stage3] [--only cpu-kernel,vectorised] [--threads 1] [--json OUT.json]
+    python benchmarks/scan.py --device cuda [--sizes nyudv2] [--batches 1,8] [--dtypes float16] [--json OUT.json]
 
-Sizes: those of the synthetic nano model (192x256 image, six tasks), and the three NYUDv2 Swin-L decoder stages (448x576
-image, one task). A state update is one step of one state of one channel in one direction. p50 of as many runs as fit the
-time budget, after one warm-up; where a single run is longer than the budget it is the only one, and says so. Threads that
+Sizes on the CPU: those of the synthetic nano model (192x256 image, six tasks), and the three NYUDv2 Swin-L decoder stages
+(448x576 image, one task). A state update is one step of one state of one channel in one direction. p50 of as many runs as fit
+the time budget, after one warm-up; where a single run is longer than the budget it is the only one, and says so. Threads that
 spin while they wait make a busy machine's numbers useless (tenfold): they sleep here, `cpu_ms` is the processor time of a
 run, and the load before and after is recorded. On a machine that is not quiet take ratios from --threads 1.
 """
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -22,14 +25,15 @@ from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when PyTorch is imported
 
-import numpy as np
-import onnx
-import onnxruntime
-import torch
-from onnx import helper
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from mtmamba.export.contract import DOMAIN, DOMAIN_VERSION, SELECTIVE_SCAN_2D
-from mtmamba.export.function_body import functions
+import numpy as np
+import onnxruntime
+import scan_gpu
+import torch
+from onnx_node import session_of
+
+from mtmamba.errors import MtmError
 from mtmamba.native import CPU_SWITCH
 from mtmamba.ops import selective_scan_2d, selective_scan_2d_reference
 from mtmamba.ops.selective_scan_2d import selective_scan_2d_backward
@@ -42,7 +46,7 @@ SIZES = {  # groups G (stacked tasks), height, width, channels D, rank R; N = 16
     "stage2": (1, 56, 72, 768, 24),
     "stage3": (1, 112, 144, 384, 12),
 }
-STATES, DIRECTIONS, OPSET = 16, 4, 20
+STATES, DIRECTIONS = 16, 4
 Tensors = dict[str, torch.Tensor]
 
 
@@ -70,21 +74,11 @@ def switched(value: str, run: Callable[[], Any]) -> Callable[[], Any]:
 
 def onnx_body(tensors: Tensors) -> Callable[[], Any]:
     """The function body alone in a model, in ONNX Runtime on the CPU."""
-    shape = tuple(tensors["x"].shape)
-    value, kind = helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    graph = helper.make_graph(
-        [helper.make_node(SELECTIVE_SCAN_2D.name, list(tensors), ["y"], domain=DOMAIN)],
-        "scan",
-        [value(name, kind, tuple(tensor.shape)) for name, tensor in tensors.items()],
-        [value("y", kind, (shape[0], shape[1], shape[3], shape[4], shape[2]))],
-    )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, functions=functions(OPSET), ir_version=10, opset_imports=opsets)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feeds = {name: tensor.numpy() for name, tensor in tensors.items()}
+    session = session_of("SelectiveScan2D", feeds, options=options)
     return lambda: session.run(None, feeds)[0]
 
 
@@ -153,27 +147,52 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default=",".join(SIZES), help="comma-separated, prefixes allowed (nano, stage)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--sizes", help="comma-separated, prefixes allowed (nano, stage; nyudv2); default: all")
     parser.add_argument("--only", help="comma-separated implementations; default: all")
-    parser.add_argument("--budget", type=float, default=5.0, help="seconds for each implementation and size")
-    parser.add_argument("--threads", type=int, help="default: PyTorch's own choice")
     parser.add_argument("--json", type=Path, help="write the results there too")
+    parser.add_argument("--budget", type=float, default=5.0, help="cpu: seconds for each implementation and size")
+    parser.add_argument("--threads", type=int, help="cpu: default: PyTorch's own choice")
+    parser.add_argument("--batches", default="1,8", help="cuda: comma-separated")
+    parser.add_argument("--dtypes", default="float16", help="cuda: comma-separated, of float32, float16, bfloat16")
     arguments = parser.parse_args()
-    wanted = [name for name in SIZES if any(name.startswith(prefix) for prefix in arguments.sizes.split(","))]
-    if not wanted:
-        parser.error(f"no size starts with {arguments.sizes}; known: {', '.join(SIZES)}")
+    known = list(SIZES) if arguments.device == "cpu" else [size.name for size in scan_gpu.sizes()]
+    arguments.sizes = arguments.sizes.split(",") if arguments.sizes else known
+    if not any(name.startswith(prefix) for name in known for prefix in arguments.sizes):
+        parser.error(f"no size starts with {', '.join(arguments.sizes)}; known: {', '.join(known)}")
+    return arguments
+
+
+def on_cpu(arguments: argparse.Namespace, only: set[str] | None) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     result = machine()
     print(f"{result['processor']}, {result['torch_threads']} threads, load {result['load_before']:.1f}")
-    only = set(arguments.only.split(",")) if arguments.only else None
+    wanted = [name for name in SIZES if name.startswith(tuple(arguments.sizes))]
     result["results"] = [row for name in wanted for row in measure(name, arguments.budget, only)]
     result["load_after"] = os.getloadavg()[0]
+    return result
+
+
+def main() -> int:
+    arguments = parse()
+    only = set(arguments.only.split(",")) if arguments.only else None
+    if arguments.device == "cpu":
+        result = on_cpu(arguments, only)
+    else:
+        batches = tuple(map(int, arguments.batches.split(",")))
+        try:
+            found = scan_gpu.measure_all(arguments.sizes, batches, arguments.dtypes.split(","), only)
+        except MtmError as error:
+            print(error, file=sys.stderr)
+            return 1
+        result = machine() | found
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,398 @@
+"""Everything that only a GPU can prove, step by step; started by gpu_check.sh, which says how.
+
+Writes two files into --out ($OUT, else build/gpu-check/out): gpu_check.log, what every step said, and gpu_check.json:
+
+    date, commit                        when, and of what ("-dirty": with local changes)
+    gpu, driver, cuda, versions         of the machine; gpu is null without one
+    tensorrt                            flavour and version of what --tensorrt brought, or why there is none
+    steps     [{name, status, seconds, command, why}]
+              status: "ok", "failed", "timeout" or "not run"; why: of all but the first
+    results   {step: what that step measured}, of `accuracy`, `scan`, `model` and `engine`: see accuracy.py, scan_gpu.py and
+              gpu_check_model.py
+
+Exit status: 0 every step ran and passed; 1 a step failed or ran out of time; 2 a bad option; 3 nothing failed, but some steps
+were not run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "gpu-check"
+TREE = WORK / "tree"
+RESULTS = WORK / "results"
+KERNELS = TREE / "plugins" / "tests" / "test_kernel_gpu"
+PACKAGES = (
+    "torch",
+    "triton",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "cuda-bindings",
+    "mamba-ssm",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+)
+HEADER = "NvInferRuntime.h"
+LOG_TAIL = 400  # characters of a failed step's output that go into the JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """command: run in the repository's root. missing: why it cannot run, "" where it can. result: the JSON file it writes."""
+
+    name: str
+    summary: str
+    command: list[str]
+    limit_s: int
+    missing: Callable[[], str] = lambda: ""
+    result: Path | None = None
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    name: str
+    status: str
+    seconds: float = 0.0
+    command: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What there is to test on. capability: such as "90", "" without a GPU. tensorrt: "" or why there is none."""
+
+    gpu: str | None = None
+    capability: str = ""
+    driver: str = ""
+    headers_missing: str = ""
+    tensorrt: str = ""
+    tensorrt_missing: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def main() -> int:
+    arguments = parse()
+    environment = make_environment(arguments)
+    machine = look(arguments)
+    steps = make_steps(machine)
+    known = [step.name for step in steps]
+    chosen = arguments.steps.split(",") if arguments.steps else known
+    if unknown := [name for name in chosen if name not in known]:
+        print(f"unknown --steps {', '.join(unknown)}; known: {', '.join(known)}", file=sys.stderr)
+        return 2
+    steps = [step for step in steps if step.name in chosen]
+    if arguments.list:
+        for step in steps:
+            why = step.missing()
+            print(f"{step.name:18}{step.limit_s:5} s  {step.summary}" + (f"  [not run: {why}]" if why else ""))
+        return 0
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    with (out / "gpu_check.log").open("w", encoding="utf-8") as log:
+        for step in steps:
+            outcomes.append(run(step, environment, log))
+            write(out / "gpu_check.json", machine, outcomes, steps)  # after every step: a killed run loses none
+    return exit_status(outcomes)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gpu_check.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    out = Path(os.environ["OUT"]) if os.environ.get("OUT") else WORK / "out"
+    parser.add_argument(
+        "--out", type=Path, default=out, help="where the two files go (default: $OUT, build/gpu-check/out)"
+    )
+    parser.add_argument(
+        "--headers", type=Path, help=f"the folder of TensorRT's {HEADER} (default: searched as CMake does)"
+    )
+    parser.add_argument(
+        "--tensorrt", type=Path, help="a folder with the unpacked Python packages of TensorRT or TensorRT for RTX"
+    )
+    parser.add_argument("--steps", help="comma-separated; default: all")
+    parser.add_argument("--list", action="store_true", help="what would be run, and what not and why; runs nothing")
+    arguments = parser.parse_args()
+    for folder in (arguments.headers, arguments.tensorrt):
+        if folder and not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
+    if arguments.headers and not (arguments.headers / HEADER).is_file():
+        parser.error(f"{arguments.headers}: expected {HEADER} in it, found none")
+    return arguments
+
+
+def make_environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """Of every step; this process's own too, where a package has to be found."""
+    if arguments.headers:
+        root = WORK / "tensorrt"
+        root.mkdir(parents=True, exist_ok=True)
+        link = root / "include"
+        link.unlink(missing_ok=True)
+        link.symlink_to(arguments.headers.resolve(), target_is_directory=True)
+        os.environ["TENSORRT_ROOT"] = str(root)
+    if arguments.tensorrt:
+        folder = arguments.tensorrt.resolve()
+        libraries = sorted({str(path.parent) for path in folder.rglob("lib*.so*")})
+        prepend("PYTHONPATH", [str(folder)])
+        prepend("LD_LIBRARY_PATH", libraries)
+        sys.path.insert(0, str(folder))
+    os.environ |= {"MTMAMBA_CACHE": str(WORK / "cache"), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+    return dict(os.environ)
+
+
+def prepend(name: str, folders: list[str]) -> None:
+    os.environ[name] = os.pathsep.join([*folders, *filter(None, [os.environ.get(name)])])
+
+
+def look(arguments: argparse.Namespace) -> Machine:
+    from mtmamba.errors import MtmError
+    from mtmamba.runtime import gpu
+    from mtmamba.runtime.toolchain import headers_dir
+
+    found = gpu.find_gpus()
+    capability = "".join(map(str, found[0].compute_capability)) if found else ""
+    if capability:
+        os.environ["CUDAARCHS"] = capability  # what mtmamba.runtime builds, too, is for this GPU alone
+    headers_missing = ""
+    try:
+        headers_dir()
+    except MtmError as error:
+        headers_missing = str(error)
+    tensorrt, tensorrt_missing = ask_tensorrt()
+    return Machine(
+        gpu=found[0].name if found else None,
+        capability=capability,
+        driver=gpu.driver_release() or "",
+        headers_missing=headers_missing,
+        tensorrt=tensorrt,
+        tensorrt_missing=tensorrt_missing,
+        versions={"python": platform.python_version()} | {n: v for n in PACKAGES if (v := version(n))},
+    )
+
+
+def ask_tensorrt() -> tuple[str, str]:
+    """(flavour and version, "") or ("", why there is none); in a process of its own, since loading may end it."""
+    code = "from mtmamba.runtime.trt import resolve; t = resolve(None); print(t.flavour, t.version)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return done.stdout.strip(), ""
+    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    return "", f"no TensorRT ({said[-1].split(': ', 1)[-1]})"
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def make_steps(machine: Machine) -> list[Step]:
+    python, results = sys.executable, RESULTS
+    no_gpu = "" if machine.gpu else "no NVIDIA GPU"
+    configure = ["cmake", "-S", ".", "-B", str(TREE), f"-DCMAKE_CUDA_ARCHITECTURES={machine.capability or 90}"]
+    build = " && ".join(" ".join(part) for part in (configure, ["cmake", "--build", str(TREE), "--parallel"]))
+    steps = [
+        Step(
+            name="build",
+            summary="the plugin library and its C++ tests, for this GPU",
+            command=["bash", "-c", build],
+            limit_s=900,
+            missing=lambda: need("cmake", "nvcc") or machine.headers_missing,
+        ),
+        Step(
+            name="cpp",
+            summary="the C++ tests that need no GPU, and the kernels against the float64 loop",
+            command=["ctest", "--test-dir", str(TREE), "--output-on-failure", "--no-tests=error"],
+            limit_s=600,
+            missing=lambda: no_gpu or need("ctest"),
+        ),
+    ]
+    for tool, extra in (
+        ("memcheck", ["--leak-check", "full"]),
+        ("racecheck", ["--racecheck-report", "all"]),
+        ("initcheck", []),
+        ("synccheck", []),
+    ):
+        command = ["compute-sanitizer", "--tool", tool, *extra, "--error-exitcode", "9", str(KERNELS)]
+        steps.append(
+            Step(
+                name=tool,
+                summary=f"every kernel under compute-sanitizer {tool}",
+                command=command,
+                limit_s=600,
+                missing=lambda: no_gpu or need("compute-sanitizer") or built(KERNELS),
+            )
+        )
+    gpu_tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--ignore=tests/plugins/test_cpp.py"]
+    no_plugin = lambda: no_gpu or need("nvcc", "cmake") or machine.headers_missing  # noqa: E731
+    return [
+        *steps,
+        Step(
+            name="pytest",
+            summary="pytest -m gpu: the plugins through the harness, PyTorch on the GPU, engines where there is TensorRT",
+            command=[python, *gpu_tests],
+            limit_s=900,
+            missing=lambda: no_plugin() or need_module("pytest"),
+        ),
+        Step(
+            name="accuracy",
+            summary="the plugins' largest errors over all cases",
+            command=[python, "benchmarks/accuracy.py", "--only", "plugin", "--json", str(results / "accuracy.json")],
+            limit_s=600,
+            missing=no_plugin,
+            result=results / "accuracy.json",
+        ),
+        Step(
+            name="scan",
+            summary="the scan's time, bytes and exps beside mamba_ssm, plain PyTorch and a copy",
+            command=[python, "benchmarks/scan.py", "--device", "cuda", "--json", str(results / "scan.json")],
+            limit_s=600,
+            missing=no_plugin,
+            result=results / "scan.json",
+        ),
+        Step(
+            name="model",
+            summary="a Swin-T from PyTorch: eager and compiled, FP32 and FP16",
+            command=[python, "benchmarks/gpu_check_model.py", "--json", str(results / "model.json")],
+            limit_s=900,
+            missing=lambda: no_gpu or need_module("torch") or need_module("timm"),
+            result=results / "model.json",
+        ),
+        Step(
+            name="engine",
+            summary="the same model: ONNX, engine FP32 and FP16, parity with PyTorch by task, a video",
+            command=[python, "benchmarks/gpu_check_model.py", "--engine", "--json", str(results / "engine.json")],
+            limit_s=1200,
+            missing=lambda: no_plugin() or machine.tensorrt_missing,
+            result=results / "engine.json",
+        ),
+    ]
+
+
+def need(*programs: str) -> str:
+    """Why a step that calls them cannot run, or "". CUDA's own folder is looked in too."""
+    prepend_cuda()
+    missing = [name for name in programs if shutil.which(name) is None]
+    return f"no {', '.join(missing)} on the PATH" if missing else ""
+
+
+def prepend_cuda() -> None:
+    folder = "/usr/local/cuda/bin"
+    if Path(folder).is_dir() and folder not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] += os.pathsep + folder
+
+
+def need_module(name: str) -> str:
+    from importlib.util import find_spec
+
+    return "" if find_spec(name) else f"no Python package {name}"
+
+
+def built(path: Path) -> str:
+    return "" if path.is_file() else f"{path.name} was not built"
+
+
+def run(step: Step, environment: dict[str, str], log: Any) -> Outcome:
+    command = " ".join(step.command)
+    log.write(f"\n===== {step.name}: {command}\n")
+    log.flush()
+    if why := step.missing():
+        log.write(f"not run: {why}\n")
+        print(f"{step.name:12}not run: {why}", flush=True)
+        return Outcome(name=step.name, status="not run", command=command, why=why)
+    if step.result:
+        step.result.unlink(missing_ok=True)
+    started, where = time.monotonic(), log.tell()
+    process = subprocess.Popen(
+        step.command,
+        cwd=ROOT,
+        env=environment | dict(os.environ),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        status = "ok" if process.wait(timeout=step.limit_s) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        status = "timeout"
+    seconds = round(time.monotonic() - started, 1)
+    why = {"ok": "", "failed": f"exit status {process.returncode}: {tail(log.name, where)}"}.get(
+        status, f"took longer than {step.limit_s} s"
+    )
+    print(f"{step.name:12}{status} in {seconds} s{'; ' + why if why else ''}", flush=True)
+    return Outcome(name=step.name, status=status, seconds=seconds, command=command, why=why)
+
+
+def tail(path: str, start: int) -> str:
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        return re.sub(r"\s+", " ", file.read()[-LOG_TAIL:]).strip()
+
+
+def write(path: Path, machine: Machine, outcomes: list[Outcome], steps: list[Step]) -> None:
+    results = {
+        step.name: json.loads(step.result.read_text()) for step in steps if step.result and step.result.is_file()
+    }
+    everything = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "gpu": machine.gpu,
+        "driver": machine.driver,
+        "cuda": cuda(),
+        "tensorrt": machine.tensorrt or machine.tensorrt_missing,
+        "versions": machine.versions,
+        "steps": [asdict(outcome) for outcome in outcomes],
+        "results": {o.name: results[o.name] for o in outcomes if o.status != "not run" and o.name in results},
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def said(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commit() -> str:
+    head = said("git", "rev-parse", "HEAD")
+    return head + ("-dirty" if head and said("git", "status", "--porcelain") else "")
+
+
+def cuda() -> str:
+    match = re.search(r"release ([\d.]+)", said("nvcc", "--version"))
+    return match[1] if match else ""
+
+
+def exit_status(outcomes: list[Outcome]) -> int:
+    states = {outcome.status for outcome in outcomes}
+    if states & {"failed", "timeout"}:
+        return 1
+    return 3 if "not run" in states else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

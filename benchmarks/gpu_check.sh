@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can prove, in one call: builds the plugins for the GPU here, runs the kernels under compute-sanitizer,
+# `pytest -m gpu`, and the benchmarks. Works offline and without installing anything: the package is used from this checkout.
+#
+#   benchmarks/gpu_check.sh --headers FOLDER [--tensorrt FOLDER] [--out FOLDER] [--steps build,kernels,...]
+#   benchmarks/gpu_check.sh --list
+#
+# All options, what is written and the exit status: benchmarks/gpu_check.sh --help, and gpu_check.py beside this.
+# PYTHON names another interpreter than python3; it has torch, timm, onnx, onnxscript, onnxruntime, opencv, click, rich, yaml, ml_dtypes.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# The installed layout, where export/ is mtmamba.export and so on, made of links.
+package="$root/build/gpu-check/package"
+mkdir -p "$package/mtmamba"
+for path in "$root"/mtmamba/*; do
+  case ${path##*/} in
+  __pycache__ | export | calib | runtime | plugins) ;;
+  *) ln -sfn "$path" "$package/mtmamba/${path##*/}" ;;
+  esac
+done
+for folder in export calib runtime plugins; do
+  ln -sfn "$root/$folder" "$package/mtmamba/$folder"
+done
+export PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}"
+cd "$root"
+exec "${PYTHON:-python3}" "$root/benchmarks/gpu_check.py" "$@"
