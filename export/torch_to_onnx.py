@@ -1,9 +1,10 @@
-"""An MTMamba model -> an ONNX model: operator nodes of domain `mtmamba` with their bodies in the file, and our metadata."""
+"""An MTMamba model, or any module with our operators -> an ONNX model: operator nodes of domain `mtmamba`, their bodies in the
+file, and our metadata."""
 
 import logging
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata as packages
 from typing import Any
@@ -14,6 +15,7 @@ import onnxscript
 import torch
 from onnx import ModelProto, helper
 from onnxscript import optimizer
+from torch import Tensor, nn
 
 import mtmamba.ops  # noqa: F401  registers torch.ops.mtmamba
 from mtmamba.errors import MtmError
@@ -43,19 +45,49 @@ def export_model(
     Raises MtmError for an opset, size or batch that cannot be.
     """
     height, width = input_size or model.config.input_size
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise MtmError(f"opset {opset} is not supported; choose one of {OPSETS[0]} to {OPSETS[1]} with --opset")
     if min(height, width) < 1 or batch < 1:
         raise MtmError(f"expected a size and a batch of at least 1, found {height}x{width} and batch {batch}")
+    image = torch.zeros(batch, 3, height, width)
+    proto = export_module(model, (image,), input_names=(INPUT_NAME,), output_names=model.config.tasks, opset=opset)
+    write_metadata(
+        proto,
+        ModelMetadata(
+            config=model.config,
+            input_size=(height, width),
+            batch=batch,
+            versions=versions(),
+            checkpoint_sha256=checkpoint_sha256,
+        ),
+    )
+    return proto
+
+
+def export_module(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    opset: int = DEFAULT_OPSET,
+    bodies: bool = True,
+) -> ModelProto:
+    """Export any module that uses `mtmamba.ops`, for inputs of these shapes and dtypes.
+
+    Its scans become nodes of domain `mtmamba`. bodies: the file holds a body of standard operators for each, so that any ONNX
+    runtime runs it; without them it runs where there is the plugin alone (TensorRT for RTX would take a body before a
+    plugin). The result is checked by `onnx.checker`. Raises MtmError for an opset that is not supported.
+    """
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise MtmError(f"opset {opset} is not supported; choose one of {OPSETS[0]} to {OPSETS[1]} with --opset")
     register_schemas()
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            model.eval(),
-            (torch.zeros(batch, 3, height, width),),
+            module.eval(),
+            inputs,
             dynamo=True,
             opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=list(model.config.tasks),
+            input_names=list(input_names),
+            output_names=list(output_names),
             custom_translation_table=TRANSLATIONS,
             optimize=False,  # its rewrite rules take a minute and find nothing here; folding is all there is to do
             verbose=False,
@@ -71,20 +103,12 @@ def export_model(
             clean(program.model)
         proto = program.model_proto
     _strip_traces(proto)
-    proto.functions.extend(functions(opset))
+    if bodies:
+        proto.functions.extend(functions(opset))
     if not any(entry.domain == DOMAIN for entry in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
-    write_metadata(
-        proto,
-        ModelMetadata(
-            config=model.config,
-            input_size=(height, width),
-            batch=batch,
-            versions=versions(),
-            checkpoint_sha256=checkpoint_sha256,
-        ),
-    )
-    onnx.checker.check_model(proto)
+    if bodies:
+        onnx.checker.check_model(proto)
     return proto
 
 
