@@ -19,23 +19,18 @@ import json
 import os
 import platform
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-WORK = ROOT / "build" / "gpu-check"
-TREE = WORK / "tree"
-RESULTS = WORK / "results"
-KERNELS = TREE / "plugins" / "tests" / "test_kernel_gpu"
+from gpu_check_steps import RESULTS, ROOT, WORK, Machine, Step, make_steps
+
 PACKAGES = (
     "torch",
     "triton",
@@ -52,18 +47,6 @@ HEADER = "NvInferRuntime.h"
 LOG_TAIL = 400  # characters of a failed step's output that go into the JSON
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """command: run in the repository's root. missing: why it cannot run, "" where it can. result: the JSON file it writes."""
-
-    name: str
-    summary: str
-    command: list[str]
-    limit_s: int
-    missing: Callable[[], str] = lambda: ""
-    result: Path | None = None
-
-
 @dataclass(kw_only=True)
 class Outcome:
     name: str
@@ -73,22 +56,9 @@ class Outcome:
     why: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What there is to test on. capability: such as "90", "" without a GPU. tensorrt: "" or why there is none."""
-
-    gpu: str | None = None
-    capability: str = ""
-    driver: str = ""
-    headers_missing: str = ""
-    tensorrt: str = ""
-    tensorrt_missing: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-
-
 def main() -> int:
     arguments = parse()
-    environment = make_environment(arguments)
+    set_environment(arguments)
     machine = look(arguments)
     steps = make_steps(machine)
     known = [step.name for step in steps]
@@ -108,7 +78,7 @@ def main() -> int:
     outcomes = []
     with (out / "gpu_check.log").open("w", encoding="utf-8") as log:
         for step in steps:
-            outcomes.append(run(step, environment, log))
+            outcomes.append(run(step, log))
             write(out / "gpu_check.json", machine, outcomes, steps)  # after every step: a killed run loses none
     return exit_status(outcomes)
 
@@ -138,8 +108,8 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def make_environment(arguments: argparse.Namespace) -> dict[str, str]:
-    """Of every step; this process's own too, where a package has to be found."""
+def set_environment(arguments: argparse.Namespace) -> None:
+    """This process's, which every step inherits."""
     if arguments.headers:
         root = WORK / "tensorrt"
         root.mkdir(parents=True, exist_ok=True)
@@ -154,7 +124,6 @@ def make_environment(arguments: argparse.Namespace) -> dict[str, str]:
         prepend("LD_LIBRARY_PATH", libraries)
         sys.path.insert(0, str(folder))
     os.environ |= {"MTMAMBA_CACHE": str(WORK / "cache"), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
-    return dict(os.environ)
 
 
 def prepend(name: str, folders: list[str]) -> None:
@@ -204,113 +173,7 @@ def version(package: str) -> str:
         return ""
 
 
-def make_steps(machine: Machine) -> list[Step]:
-    python, results = sys.executable, RESULTS
-    no_gpu = "" if machine.gpu else "no NVIDIA GPU"
-    configure = ["cmake", "-S", ".", "-B", str(TREE), f"-DCMAKE_CUDA_ARCHITECTURES={machine.capability or 90}"]
-    build = " && ".join(" ".join(part) for part in (configure, ["cmake", "--build", str(TREE), "--parallel"]))
-    steps = [
-        Step(
-            name="build",
-            summary="the plugin library and its C++ tests, for this GPU",
-            command=["bash", "-c", build],
-            limit_s=900,
-            missing=lambda: need("cmake", "nvcc") or machine.headers_missing,
-        ),
-        Step(
-            name="cpp",
-            summary="the C++ tests that need no GPU, and the kernels against the float64 loop",
-            command=["ctest", "--test-dir", str(TREE), "--output-on-failure", "--no-tests=error"],
-            limit_s=600,
-            missing=lambda: no_gpu or need("ctest"),
-        ),
-    ]
-    for tool, extra in (
-        ("memcheck", ["--leak-check", "full"]),
-        ("racecheck", ["--racecheck-report", "all"]),
-        ("initcheck", []),
-        ("synccheck", []),
-    ):
-        command = ["compute-sanitizer", "--tool", tool, *extra, "--error-exitcode", "9", str(KERNELS)]
-        steps.append(
-            Step(
-                name=tool,
-                summary=f"every kernel under compute-sanitizer {tool}",
-                command=command,
-                limit_s=600,
-                missing=lambda: no_gpu or need("compute-sanitizer") or built(KERNELS),
-            )
-        )
-    gpu_tests = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--ignore=tests/plugins/test_cpp.py"]
-    no_plugin = lambda: no_gpu or need("nvcc", "cmake") or machine.headers_missing  # noqa: E731
-    return [
-        *steps,
-        Step(
-            name="pytest",
-            summary="pytest -m gpu: the plugins through the harness, PyTorch on the GPU, engines where there is TensorRT",
-            command=[python, *gpu_tests],
-            limit_s=900,
-            missing=lambda: no_plugin() or need_module("pytest"),
-        ),
-        Step(
-            name="accuracy",
-            summary="the plugins' largest errors over all cases",
-            command=[python, "benchmarks/accuracy.py", "--only", "plugin", "--json", str(results / "accuracy.json")],
-            limit_s=600,
-            missing=no_plugin,
-            result=results / "accuracy.json",
-        ),
-        Step(
-            name="scan",
-            summary="the scan's time, bytes and exps beside mamba_ssm, plain PyTorch and a copy",
-            command=[python, "benchmarks/scan.py", "--device", "cuda", "--json", str(results / "scan.json")],
-            limit_s=600,
-            missing=no_plugin,
-            result=results / "scan.json",
-        ),
-        Step(
-            name="model",
-            summary="a Swin-T from PyTorch: eager and compiled, FP32 and FP16",
-            command=[python, "benchmarks/gpu_check_model.py", "--json", str(results / "model.json")],
-            limit_s=900,
-            missing=lambda: no_gpu or need_module("torch") or need_module("timm"),
-            result=results / "model.json",
-        ),
-        Step(
-            name="engine",
-            summary="the same model: ONNX, engine FP32 and FP16, parity with PyTorch by task, a video",
-            command=[python, "benchmarks/gpu_check_model.py", "--engine", "--json", str(results / "engine.json")],
-            limit_s=1200,
-            missing=lambda: no_plugin() or machine.tensorrt_missing,
-            result=results / "engine.json",
-        ),
-    ]
-
-
-def need(*programs: str) -> str:
-    """Why a step that calls them cannot run, or "". CUDA's own folder is looked in too."""
-    prepend_cuda()
-    missing = [name for name in programs if shutil.which(name) is None]
-    return f"no {', '.join(missing)} on the PATH" if missing else ""
-
-
-def prepend_cuda() -> None:
-    folder = "/usr/local/cuda/bin"
-    if Path(folder).is_dir() and folder not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] += os.pathsep + folder
-
-
-def need_module(name: str) -> str:
-    from importlib.util import find_spec
-
-    return "" if find_spec(name) else f"no Python package {name}"
-
-
-def built(path: Path) -> str:
-    return "" if path.is_file() else f"{path.name} was not built"
-
-
-def run(step: Step, environment: dict[str, str], log: Any) -> Outcome:
+def run(step: Step, log: Any) -> Outcome:
     command = " ".join(step.command)
     log.write(f"\n===== {step.name}: {command}\n")
     log.flush()
@@ -324,7 +187,6 @@ def run(step: Step, environment: dict[str, str], log: Any) -> Outcome:
     process = subprocess.Popen(
         step.command,
         cwd=ROOT,
-        env=environment | dict(os.environ),
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,

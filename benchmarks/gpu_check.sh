@@ -22,6 +22,10 @@ done
 for folder in export calib runtime plugins; do
   ln -sfn "$root/$folder" "$package/mtmamba/$folder"
 done
+# What importlib.metadata answers for an installed package.
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
+mkdir -p "$package/mtmamba-$version.dist-info"
+printf 'Metadata-Version: 2.1\nName: mtmamba\nVersion: %s\n' "$version" >"$package/mtmamba-$version.dist-info/METADATA"
 export PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}"
 cd "$root"
 exec "${PYTHON:-python3}" "$root/benchmarks/gpu_check.py" "$@"

@@ -30,6 +30,7 @@ EXPS_A_CLOCK = 16  # of one multiprocessor's special-function units, compute cap
 DATASETS = ("nyudv2", "pascal-context", "cityscapes")
 CUDA_SWITCH = "MTMAMBA_CUDA_KERNEL"  # "0": PyTorch takes the vectorised path on CUDA tensors too
 WARM_UP, CALLS = 5, 100
+PAUSE_CYCLES = 20_000_000  # 10 ms: longer than Python takes to start CALLS calls of a kernel
 BUDGET_S = 1.0  # for one implementation and size, at most
 Tensors = dict[str, Tensor]
 Run = Callable[[], Any]
@@ -130,8 +131,9 @@ def with_torch(switch: str, tensors: Tensors) -> Run:
 def with_plugin(harness: Any, tensors: Tensors) -> Run:
     kind = str(tensors["x"].dtype).removeprefix("torch.")
     plugin = harness.plugin("SelectiveScan2D", {n: tuple(t.shape) for n, t in tensors.items()}, kind)
-    y = torch.empty(plugin.output_shape, dtype=tensors["x"].dtype, device="cuda")
-    workspace = torch.empty(max(1, plugin.workspace_bytes), dtype=torch.uint8, device="cuda")
+    x = tensors["x"]
+    y = torch.empty(plugin.output_shape, dtype=x.dtype, device=x.device)
+    workspace = torch.empty(max(1, plugin.workspace_bytes), dtype=torch.uint8, device=x.device)
 
     def run() -> Tensor:
         plugin.enqueue(tensors, y, workspace, torch.cuda.current_stream().cuda_stream)
@@ -143,7 +145,7 @@ def with_plugin(harness: Any, tensors: Tensors) -> Run:
 def with_copy(size: Size, tensors: Tensors) -> Run:
     """Half of the bytes read, half of them written."""
     half = size.bytes(tensors["x"].element_size()) // 2
-    source, target = (torch.zeros(half, dtype=torch.uint8, device="cuda") for _ in range(2))
+    source, target = (torch.zeros(half, dtype=torch.uint8, device=tensors["x"].device) for _ in range(2))
     return lambda: target.copy_(source)
 
 
@@ -159,8 +161,8 @@ def makers(harness: Any) -> dict[str, Callable[[Size, Tensors], Run]]:
 
 
 def timed(run: Run) -> list[float]:
-    """Milliseconds of each call. Calls are not waited for one by one, so that the GPU has the next one at hand. Where a
-    single call is longer than the budget it is the only one, and its own warm-up was the comparison before."""
+    """Milliseconds of each call. Where a single call is longer than the budget it is the only one, and its own warm-up
+    was the comparison before."""
     first = _batch(run, 1)
     if first[0] > 1e3 * BUDGET_S:
         return first
@@ -172,6 +174,7 @@ def timed(run: Run) -> list[float]:
 def _batch(run: Run, calls: int) -> list[float]:
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(calls)]
     torch.cuda.synchronize()
+    torch.cuda._sleep(PAUSE_CYCLES)  # the calls queue up behind it: what follows is the GPU's time, not Python's
     for start, stop in events:
         start.record()
         run()

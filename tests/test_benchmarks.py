@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu_check  # noqa: E402
+import gpu_check_tests  # noqa: E402
 import scan_gpu  # noqa: E402
 
 from mtmamba.ops import selective_scan, selective_scan_2d  # noqa: E402
@@ -62,7 +63,7 @@ def test_list_names_every_step():
     done = check("--list")
     assert done.returncode == 0, done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
-    kernels = ["build", "cpp", "memcheck", "racecheck", "initcheck", "synccheck"]
+    kernels = ["build", "cpp", "memcheck", "racecheck", "initcheck", "synccheck", "plugin-memcheck"]
     assert names == [*kernels, "pytest", "accuracy", "scan", "model", "engine"]
     assert "[not run: no NVIDIA GPU]" in done.stdout
 
@@ -88,7 +89,7 @@ def test_bad_options(tmp_path):
 def outcome(tmp_path, command, limit_s=20, **more):
     step = gpu_check.Step(name="step", summary="", command=["sh", "-c", command], limit_s=limit_s, **more)
     with (tmp_path / "log").open("w") as log:
-        return gpu_check.run(step, dict(os.environ), log)
+        return gpu_check.run(step, log)
 
 
 def test_outcomes(tmp_path):
@@ -110,3 +111,10 @@ def test_results_of_steps_are_in_the_answer(tmp_path):
     done = outcome(tmp_path, f"echo 7 > {result}", result=result)
     gpu_check.write(tmp_path / "all.json", gpu_check.Machine(), [done], [step])
     assert json.loads((tmp_path / "all.json").read_text())["results"] == {"step": 7}
+
+
+def test_tests_without_their_packages_are_left_out(tmp_path):
+    (tmp_path / "test_lacking.py").write_text("import no_such_package\n")
+    (tmp_path / "test_broken.py").write_text("import pytest\npytest.no_such_name\n")
+    found = gpu_check_tests.without_packages(["-c", "/dev/null", str(tmp_path)])
+    assert found == {"test_lacking.py": "no_such_package"}
