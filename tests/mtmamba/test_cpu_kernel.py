@@ -76,8 +76,8 @@ def test_edges_of_functions(level):
     assert apply(level, 0, [0.0])[0] == 1, "a step of 0 keeps the state as it is"
 
 
-def tensors_of(op, **sizes):
-    return {name: torch.from_numpy(value).float() for name, value in inputs(op, **sizes).items()}
+def map_tensors(**sizes):
+    return {name: torch.from_numpy(value).float() for name, value in inputs(MAP, **sizes).items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op} {case}")
@@ -149,7 +149,7 @@ def test_low_precision_tensors(kind):
 
 def test_same_bits_for_any_number_of_threads():
     before = torch.get_num_threads()
-    tensors, maps = scan_tensors(batch=3), list(tensors_of(MAP, B=2, G=2, D=50).values())
+    tensors, maps = scan_tensors(batch=3), list(map_tensors(B=2, D=50).values())
     grad_y = torch.randn(2, 2, 5, 7, 50)
     results = []
     try:
@@ -264,14 +264,14 @@ def test_export_sees_an_operator_not_the_library():
         def forward(self, *tensors):
             return selective_scan_2d(*tensors)
 
-    program = torch.export.export(Scan(), tuple(tensors_of(MAP).values()))
+    program = torch.export.export(Scan(), tuple(map_tensors().values()))
     assert [str(n.target) for n in program.graph.nodes if n.op == "call_function"] == [
         "mtmamba.selective_scan_2d.default"
     ]
 
 
 def test_strides_and_gradients_through_autograd():
-    tensors = tensors_of(MAP)
+    tensors = map_tensors()
     tensors["x"] = tensors["x"].transpose(-1, -2).contiguous().transpose(-1, -2)
     inputs = [x.clone().requires_grad_() for x in tensors.values()]
     selective_scan_2d(*inputs).sum().backward()
