@@ -139,9 +139,9 @@ def look(arguments: argparse.Namespace) -> Machine:
     capability = "".join(map(str, found[0].compute_capability)) if found else ""
     if capability:
         os.environ["CUDAARCHS"] = capability  # what mtmamba.runtime builds, too, is for this GPU alone
-    headers_missing = ""
+    headers = headers_missing = ""
     try:
-        headers_dir()
+        headers = str(headers_dir())
     except MtmError as error:
         headers_missing = str(error)
     tensorrt, tensorrt_missing = ask_tensorrt()
@@ -149,6 +149,7 @@ def look(arguments: argparse.Namespace) -> Machine:
         gpu=found[0].name if found else None,
         capability=capability,
         driver=gpu.driver_release() or "",
+        headers=headers,
         headers_missing=headers_missing,
         tensorrt=tensorrt,
         tensorrt_missing=tensorrt_missing,

@@ -1,6 +1,7 @@
 """The steps of the GPU check: what each runs, for how long at most, and why it cannot run where it cannot."""
 
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ WORK = ROOT / "build" / "gpu-check"
 TREE = WORK / "tree"
 RESULTS = WORK / "results"
 KERNELS = TREE / "plugins" / "tests" / "test_kernel_gpu"
+LIBRARY = TREE / "plugins" / "libmtmamba_plugins.so"
+HARNESS = WORK / "harness"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Machine:
     gpu: str | None = None
     capability: str = ""
     driver: str = ""
+    headers: str = ""
     headers_missing: str = ""
     tensorrt: str = ""
     tensorrt_missing: str = ""
@@ -44,12 +48,14 @@ def make_steps(machine: Machine) -> list[Step]:
     python, results = sys.executable, RESULTS
     no_gpu = "" if machine.gpu else "no NVIDIA GPU"
     configure = ["cmake", "-S", ".", "-B", str(TREE), f"-DCMAKE_CUDA_ARCHITECTURES={machine.capability or 90}"]
-    build = " && ".join(" ".join(part) for part in (configure, ["cmake", "--build", str(TREE), "--parallel"]))
+    harness = ["nvcc", "-std=c++17", "-Iplugins", "-isystem", machine.headers, "plugins/harness/harness.cpp"]
+    harness += ["plugins/harness/main.cpp", "-o", str(HARNESS), "-ldl"]
+    build = together(configure, ["cmake", "--build", str(TREE), "--parallel"], harness)
     steps = [
         Step(
             name="build",
             summary="the plugin library and its C++ tests, for this GPU",
-            command=["bash", "-c", build],
+            command=build,
             limit_s=900,
             missing=lambda: need("cmake", "nvcc") or machine.headers_missing,
         ),
@@ -67,28 +73,20 @@ def make_steps(machine: Machine) -> list[Step]:
         ("initcheck", []),
         ("synccheck", []),
     ):
-        command = ["compute-sanitizer", "--tool", tool, *extra, "--error-exitcode", "9", str(KERNELS)]
+        sanitizer = ["compute-sanitizer", "--tool", tool, *extra, "--error-exitcode", "9"]
         steps.append(
             Step(
                 name=tool,
-                summary=f"every kernel under compute-sanitizer {tool}",
-                command=command,
+                summary=f"every kernel, and both plugins in two contexts, under compute-sanitizer {tool}",
+                command=together([*sanitizer, str(KERNELS)], [*sanitizer, str(HARNESS), str(LIBRARY)]),
                 limit_s=600,
-                missing=lambda: no_gpu or need("compute-sanitizer") or built(KERNELS),
+                missing=lambda: no_gpu or need("compute-sanitizer") or built(KERNELS) or built(HARNESS),
             )
         )
     tests = ["benchmarks/gpu_check_tests.py", "--ignore=tests/plugins/test_cpp.py"]  # these: the step cpp
     no_plugin = lambda: no_gpu or need("nvcc", "cmake") or machine.headers_missing  # noqa: E731
-    few = ["-m", "pytest", "-q", "tests/runtime/test_harness.py", "-m", "gpu", "-k", "base or poison"]
     return [
         *steps,
-        Step(
-            name="plugin-memcheck",
-            summary="the plugins' enqueue, through the harness, under compute-sanitizer memcheck",
-            command=["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", python, *few],
-            limit_s=600,
-            missing=lambda: no_plugin() or need("compute-sanitizer") or need_module("pytest"),
-        ),
         Step(
             name="pytest",
             summary="pytest -m gpu: the plugins through the harness, PyTorch, engines where there is TensorRT",
@@ -129,6 +127,11 @@ def make_steps(machine: Machine) -> list[Step]:
             result=results / "engine.json",
         ),
     ]
+
+
+def together(*commands: list[str]) -> list[str]:
+    """One after another, to the first that fails."""
+    return ["bash", "-c", " && ".join(map(shlex.join, commands))]
 
 
 def need(*programs: str) -> str:

@@ -62,7 +62,7 @@ class _Attribute(ctypes.Structure):
 
 
 class Harness:
-    """An open plugin library. Close it (or leave its `with` block) after the last use of its plugins."""
+    """An open plugin library, of the file `library`. Close it (or leave its `with` block) after the last use of its plugins."""
 
     def __init__(self, library: Path | None = None) -> None:
         """library: of the plugins; by default that of this version, built on first need. Raises MtmError where it is
@@ -72,6 +72,7 @@ class Harness:
             raise MtmError(
                 f"{path}: expected the mtmamba plugin library, found no such file; leave it away to build it"
             )
+        self.library = path
         self._functions = _load(harness_library())
         with tempfile.TemporaryDirectory(prefix="mtmamba-") as folder:
             # Of its own: where TensorRT has loaded the same file, its plugins go on speaking to TensorRT.

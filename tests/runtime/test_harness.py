@@ -2,6 +2,7 @@
 
 import math
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from mtmamba.export.contract import OPERATORS
 from mtmamba.runtime import gpu
 from mtmamba.runtime import harness as harness_module
 from mtmamba.runtime.harness import Harness, PluginInstance
-from mtmamba.runtime.toolchain import find_toolchain
+from mtmamba.runtime.toolchain import find_nvcc, find_toolchain, headers_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,6 +179,18 @@ def test_enqueue_reaches_cuda(harness: Harness, op: str, kind: str) -> None:
     workspace = on_device((max(1, plugin.workspace_bytes),), "|u1")
     with pytest.raises(MtmError, match=f"{op}: the kernel did not start: .*(CUDA|device|driver)"):
         plugin.enqueue(buffers, on_device(plugin.output_shape, CODES[kind]), workspace)
+
+
+def test_the_program(harness: Harness, tmp_path: Path) -> None:
+    """plugins/harness/main.cpp, as benchmarks/gpu_check.sh builds it: compiled everywhere, of use on a GPU."""
+    source, program = ROOT / "plugins", tmp_path / "harness"
+    flags = ["-std=c++17", "-Xcompiler=-Wall,-Wextra,-Werror", f"-I{source}", f"-isystem={headers_dir()}"]
+    files = [str(source / "harness" / name) for name in ("harness.cpp", "main.cpp")]
+    command = [str(find_nvcc()), *flags, *files, "-o", str(program), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([str(program), str(harness.library)], capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if gpu.find_gpus() else 77), done.stdout + done.stderr
 
 
 @pytest.mark.gpu
