@@ -175,7 +175,7 @@ def version(package: str) -> str:
 
 
 def run(step: Step, log: Any) -> Outcome:
-    command = " ".join(step.command)
+    command = portable(" ".join(step.command))
     log.write(f"\n===== {step.name}: {command}\n")
     log.flush()
     if why := step.missing():
@@ -202,8 +202,14 @@ def run(step: Step, log: Any) -> Outcome:
     why = {"ok": "", "failed": f"exit status {process.returncode}: {tail(log.name, where)}"}.get(
         status, f"took longer than {step.limit_s} s"
     )
+    why = portable(why)
     print(f"{step.name:12}{status} in {seconds} s{'; ' + why if why else ''}", flush=True)
     return Outcome(name=step.name, status=status, seconds=seconds, command=command, why=why)
+
+
+def portable(text: str) -> str:
+    """Without this machine's folders: the JSON is kept."""
+    return text.replace(f"{ROOT}/", "").replace(sys.executable, "python3")
 
 
 def tail(path: str, start: int) -> str:

@@ -77,6 +77,7 @@ def test_without_a_gpu_it_says_so(tmp_path):
         ("memcheck", "not run", "no NVIDIA GPU"),
         ("scan", "not run", "no NVIDIA GPU"),
     ]
+    assert not [step for step in answer["steps"] if str(ROOT) in step["command"] or sys.executable in step["command"]]
     assert "no NVIDIA GPU" in (tmp_path / "gpu_check.log").read_text()
 
 
