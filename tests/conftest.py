@@ -3,10 +3,8 @@
 import importlib.util
 import os
 import shutil
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # cases.py, which tests of several folders import
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow each other down on small machines
 
 import pytest
