@@ -43,6 +43,12 @@ class _MapTensors(ctypes.Structure):
     )
 
 
+class _MapGradients(ctypes.Structure):
+    """plugins/cpu/scan_2d_backward.h"""
+
+    _fields_ = tuple((name, _Floats) for name in ("y", "x", "x_dbl", "dt_weight", "dt_bias", "A", "D"))
+
+
 def takes(states: int, *tensors: Tensor) -> bool:
     """Whether the library can do it: CPU tensors of float32 or less, none of them empty, and a library."""
     fits = all(x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0 for x in tensors)
@@ -84,10 +90,20 @@ def scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Ten
     tensors = _floats(x, x_dbl, dt_weight, dt_bias, A, D)
     batch, groups, channels, height, width = x.shape
     y = torch.empty(batch, groups, height, width, channels)
-    sizes = (batch, groups, channels, height, width, dt_weight.shape[-1], A.shape[-1])
-    struct = _MapTensors(*map(_pointer, tensors), *sizes)
-    _call("mtmambaCpuSelectiveScan2D", struct, _pointer(y))
+    _call("mtmambaCpuSelectiveScan2D", _map_tensors(tensors), _pointer(y))
     return y.to(x.dtype)
+
+
+def scan_2d_backward(
+    grad_y: Tensor, x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> tuple[Tensor, ...]:
+    """`selective_scan_2d_backward`: the gradients of the six tensors, each of its tensor's dtype."""
+    given = (x, x_dbl, dt_weight, dt_bias, A, D)
+    tensors, (gy,) = _floats(*given), _floats(grad_y)
+    gradients = [torch.empty(v.shape) for v in given]
+    pointers = _MapGradients(_pointer(gy), *map(_pointer, gradients))
+    _call("mtmambaCpuSelectiveScan2DBackward", _map_tensors(tensors), ctypes.byref(pointers))
+    return tuple(gradient.to(v.dtype) for gradient, v in zip(gradients, given, strict=True))
 
 
 def _floats(*tensors: Tensor) -> list[Tensor]:
@@ -103,6 +119,11 @@ def _scan_tensors(tensors: list[Tensor], softplus: bool) -> _ScanTensors:
     u, A, B = tensors[0], tensors[2], tensors[3]
     sizes = (u.shape[0], u.shape[1], B.shape[1], A.shape[1], u.shape[2])
     return _ScanTensors(*map(_pointer, tensors), *sizes, softplus)
+
+
+def _map_tensors(tensors: list[Tensor]) -> _MapTensors:
+    x, dt_weight, A = tensors[0], tensors[2], tensors[4]
+    return _MapTensors(*map(_pointer, tensors), *x.shape, dt_weight.shape[-1], A.shape[-1])
 
 
 def _call(name: str, struct: ctypes.Structure, other: object) -> None:

@@ -1,9 +1,11 @@
 """`torch.ops.mtmamba.selective_scan_2d`: SS2D's whole core as one torch operator with autograd.
 
 B batch, G groups (stacked tasks), D channels, H W map, L = H*W, K = 4 directions, N states, R rank of the step.
-CPU tensors up to float32 go to the C++ library (`cpu_kernel`) in the forward pass. Otherwise, and in the backward pass, it is
-built on `selective_scan` with one of its groups for every group and direction here.
+CPU tensors up to float32 go to the C++ library (`cpu_kernel`). Otherwise it is built on `selective_scan` with one of its
+groups for every group and direction here.
 """
+
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -43,6 +45,11 @@ def selective_scan_2d_backward(
     grad_y: Tensor, x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `selective_scan_2d` with respect to its six tensors, each of its tensor's shape and dtype."""
+    if grad_y.shape != (*x.shape[:2], *x.shape[3:], x.shape[2]):
+        raise ValueError(f"expected grad_y [B, G, H, W, D] beside x {tuple(x.shape)}; found {tuple(grad_y.shape)}")
+    if cpu_kernel.takes(A.shape[-1], grad_y, x, x_dbl, dt_weight, dt_bias, A, D):
+        grads = cpu_kernel.scan_2d_backward(grad_y, x, x_dbl, dt_weight, dt_bias, A, D)
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
     inputs = _scan_inputs(x, x_dbl, dt_weight, dt_bias, A, D)
     grad_map = grad_y.permute(0, 1, 4, 2, 3).unsqueeze(2).expand(-1, -1, DIRECTIONS, -1, -1, -1)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = selective_scan_backward(

@@ -3,6 +3,7 @@
 
 #include "cpu/scan.h"
 #include "cpu/scan_2d.h"
+#include "cpu/scan_2d_backward.h"
 #include "cpu/scan_backward.h"
 
 #define MTMAMBA_EXPORT extern "C" __attribute__((visibility("default")))
@@ -31,6 +32,11 @@ MTMAMBA_EXPORT int mtmambaCpuSelectiveScanBackward(ScanTensors const* tensors, S
 
 MTMAMBA_EXPORT int mtmambaCpuSelectiveScan2D(MapTensors const* tensors, float* y, int threads) {
     return guarded([&] { selectiveScan2D(*tensors, y, threads); });
+}
+
+MTMAMBA_EXPORT int mtmambaCpuSelectiveScan2DBackward(MapTensors const* tensors, MapGradients const* gradients,
+                                                     int threads) {
+    return guarded([&] { selectiveScan2DBackward(*tensors, *gradients, threads); });
 }
 
 // For the tests of accuracy: the functions themselves on `count` numbers, in place. which: 0 2^x, 1 softplus, 2

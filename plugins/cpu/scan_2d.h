@@ -85,7 +85,8 @@ inline void scanMapBlock(MapTensors const& p, float const* tokens, int64_t image
     }
 }
 
-inline void selectiveScan2D(MapTensors const& p, float* y, int threads) {
+// x_dbl token by token: [B * G, K, L, R+2N], in row order for rows and column order for columns.
+inline std::vector<float> mapTokens(MapTensors const& p, int threads) {
     int64_t const planes = p.batch * p.groups * kDirections, size = p.features() * p.length();
     std::vector<float> tokens(static_cast<size_t>(planes * size));
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -93,6 +94,11 @@ inline void selectiveScan2D(MapTensors const& p, float* y, int threads) {
         bool const columns = plane % 2 == 1;
         tokensFirst(p.xDbl + plane * size, p.features(), p.height, p.width, columns, tokens.data() + plane * size);
     }
+    return tokens;
+}
+
+inline void selectiveScan2D(MapTensors const& p, float* y, int threads) {
+    std::vector<float> const tokens = mapTokens(p, threads);
     Scratch scratch(threads, mapScratch(p));
     int64_t const blocks = blocksOf(p.channels);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)

@@ -28,15 +28,24 @@ struct BackwardBlock {
         *gradC;  // [tile + 1][N] (the state before the tile first), [tile][N], [N] padded twice
     Vec* starts; // [tiles][N]
     int count;
+
+    // Before the first token of a scan.
+    void clear(int states) {
+        gradD = gradBias = Vec{};
+        for (int n = 0; n < states; ++n) {
+            carry[n] = gradA[n] = this->states[n] = Vec{};
+        }
+    }
 };
 
 inline int64_t tilesOf(int64_t length) { return (length + kBackwardTile - 1) / kBackwardTile; }
 
-inline int64_t backwardScratch(ScanTensors const& p) {
-    return kBackwardTile * (4 + 2 * p.states) + 3 * p.states + 2 * kLanes + 2 * p.states + tilesOf(p.length) * p.states;
+// Vectors that a block at work needs.
+inline int64_t backwardScratch(int64_t states, int64_t length) {
+    return kBackwardTile * (4 + 2 * states) + 3 * states + 2 * kLanes + tilesOf(length) * states;
 }
 
-inline void divide(BackwardBlock& block, ScanTensors const& p, Vec* memory) {
+inline void divide(BackwardBlock& block, int64_t states, int64_t length, Vec* memory) {
     auto const take = [&memory](int64_t vectors) {
         Vec* const taken = memory;
         memory += vectors;
@@ -46,11 +55,11 @@ inline void divide(BackwardBlock& block, ScanTensors const& p, Vec* memory) {
     block.shifted = take(kBackwardTile);
     block.step = take(kBackwardTile);
     block.gy = take(kBackwardTile);
-    block.states = take((kBackwardTile + 1) * p.states);
-    block.decays = take(kBackwardTile * p.states);
-    block.gradB = take(p.states + kLanes);
-    block.gradC = take(p.states + kLanes);
-    block.starts = take(tilesOf(p.length) * p.states);
+    block.states = take((kBackwardTile + 1) * states);
+    block.decays = take(kBackwardTile * states);
+    block.gradB = take(states + kLanes);
+    block.gradC = take(states + kLanes);
+    block.starts = take(tilesOf(length) * states);
 }
 
 inline void loadTile(BackwardBlock& block, ScanTensors const& p, int64_t at, int64_t size) {
@@ -63,12 +72,13 @@ inline void loadTile(BackwardBlock& block, ScanTensors const& p, int64_t at, int
 }
 
 // The states after every token of the tile, from states[0 .. N), with the decays that led there where kKeep.
+// features: B of the first token, those of the next `stride` floats on (it may be negative).
 template <int kStates, bool kKeep>
-inline void forwardTile(BackwardBlock& block, float const* features, int64_t size, int states) {
+inline void forwardTile(BackwardBlock& block, float const* features, int64_t stride, int64_t size, int states) {
     int const count = kStates > 0 ? kStates : states;
     for (int64_t t = 0; t < size; ++t) {
         Vec const d = block.step[t], du = d * block.u[t];
-        float const* const B = features + t * 2 * count;
+        float const* const B = features + t * stride;
         Vec const* const before = block.states + (kKeep ? t * count : 0);
         Vec* const after = block.states + (kKeep ? (t + 1) * count : 0);
         for (int n = 0; n < count; ++n) {
@@ -95,14 +105,15 @@ inline void addLaneSums(Vec* parts, int count, float* gradients) {
     }
 }
 
-// From the tile's last token to its first. u and step become their gradients. features, gradients [tile][2N]: B, C.
+// From the tile's last token to its first. u and step become their gradients. features, gradients: B and then C of the
+// first token, those of the next `stride` floats on.
 template <int kStates>
-inline void backwardTile(BackwardBlock& block, ScanTensors const& p, float const* features, float* gradients,
-                         int64_t size) {
-    int const count = kStates > 0 ? kStates : static_cast<int>(p.states);
+inline void backwardTile(BackwardBlock& block, bool softplusOn, float const* features, float* gradients, int64_t stride,
+                         int64_t size, int states) {
+    int const count = kStates > 0 ? kStates : states;
     for (int64_t t = size - 1; t >= 0; --t) {
         Vec const d = block.step[t], u = block.u[t], gy = block.gy[t], du = d * u;
-        float const *const B = features + t * 2 * count, *const C = B + count;
+        float const *const B = features + t * stride, *const C = B + count;
         Vec const *const before = block.states + t * count, *const after = before + count;
         Vec gB{}, gExponent{};
         for (int n = 0; n < count; ++n) {
@@ -115,10 +126,10 @@ inline void backwardTile(BackwardBlock& block, ScanTensors const& p, float const
             block.gradA[n] += exponent * d;
             gExponent += exponent * block.A[n];
         }
-        addLaneSums(block.gradB, count, gradients + t * 2 * count);
-        addLaneSums(block.gradC, count, gradients + t * 2 * count + count);
+        addLaneSums(block.gradB, count, gradients + t * stride);
+        addLaneSums(block.gradC, count, gradients + t * stride + count);
         Vec const gStep = gExponent + gB * u;
-        Vec const gDelta = p.deltaSoftplus ? gStep * sigmoid(block.shifted[t]) : gStep;
+        Vec const gDelta = softplusOn ? gStep * sigmoid(block.shifted[t]) : gStep;
         block.gradD += gy * u;
         block.gradBias += gDelta;
         block.u[t] = gB * d + block.skip * gy;
@@ -126,7 +137,19 @@ inline void backwardTile(BackwardBlock& block, ScanTensors const& p, float const
     }
 }
 
-// Channels `index` of group `g` of image `b`; features, gradients [L][2N]. perImage: gradients of A, D and delta_bias
+// The sums over tokens: gradients of A, D and delta_bias, of every channel `stride` floats apart.
+inline void storeSums(BackwardBlock const& block, int states, int64_t stride, float* sums) {
+    for (int lane = 0; lane < block.count; ++lane) {
+        float* const own = sums + lane * stride;
+        for (int n = 0; n < states; ++n) {
+            own[n] = block.gradA[n][lane];
+        }
+        own[states] = block.gradD[lane];
+        own[states + 1] = block.gradBias[lane];
+    }
+}
+
+// Channels from `first` on of image `b`; features, gradients [L][2N]. perImage: gradients of A, D and delta_bias
 // of this image, [D, N + 2].
 template <int kStates>
 inline void backwardBlock(BackwardBlock& block, ScanTensors const& p, ScanGradients const& out, float const* features,
@@ -136,17 +159,14 @@ inline void backwardBlock(BackwardBlock& block, ScanTensors const& p, ScanGradie
     loadParameter(p.A + first * states, states, block.count, kLog2E, block.scaledA);
     loadParameter(p.D + first, 1, block.count, 1.F, &block.skip);
     loadParameter(p.deltaBias + first, 1, block.count, 1.F, &block.bias);
-    block.gradD = block.gradBias = Vec{};
-    for (int n = 0; n < states; ++n) {
-        block.carry[n] = block.gradA[n] = block.states[n] = Vec{};
-    }
+    block.clear(states);
     int64_t const row = (b * p.channels + first) * p.length, stride = 2 * p.states, tiles = tilesOf(p.length);
     for (int64_t tile = 0; tile < tiles; ++tile) {
         int64_t const t = tile * kBackwardTile;
         std::copy_n(block.states, states, block.starts + tile * states);
         if (tile + 1 < tiles) {
             loadTile(block, p, row + t, kBackwardTile);
-            forwardTile<kStates, false>(block, features + t * stride, kBackwardTile, states);
+            forwardTile<kStates, false>(block, features + t * stride, stride, kBackwardTile, states);
         }
     }
     for (int64_t tile = tiles - 1; tile >= 0; --tile) {
@@ -154,20 +174,13 @@ inline void backwardBlock(BackwardBlock& block, ScanTensors const& p, ScanGradie
         std::copy_n(block.starts + tile * states, states, block.states);
         loadTile(block, p, row + t, size);
         toLanes(out.y + row + t, p.length, block.count, size, block.gy);
-        forwardTile<kStates, true>(block, features + t * stride, size, states);
-        backwardTile<kStates>(block, p, features + t * stride, gradients + t * stride, size);
+        forwardTile<kStates, true>(block, features + t * stride, stride, size, states);
+        backwardTile<kStates>(block, p.deltaSoftplus, features + t * stride, gradients + t * stride, stride, size,
+                              states);
         fromLanes(block.u, p.length, block.count, size, out.u + row + t);
         fromLanes(block.step, p.length, block.count, size, out.delta + row + t);
     }
-    float* const sums = perImage + (b * p.channels + first) * (p.states + 2);
-    for (int lane = 0; lane < block.count; ++lane) {
-        float* const own = sums + lane * (p.states + 2);
-        for (int n = 0; n < states; ++n) {
-            own[n] = block.gradA[n][lane];
-        }
-        own[states] = block.gradD[lane];
-        own[states + 1] = block.gradBias[lane];
-    }
+    storeSums(block, states, p.states + 2, perImage + (b * p.channels + first) * (p.states + 2));
 }
 
 // The images' sums into the gradients of A, D and delta_bias, in the images' order.
@@ -207,19 +220,23 @@ inline void addParts(ScanTensors const& p, ScanGradients const& out, std::vector
 
 // Tasks are parts of a group's blocks: all of them where there are groups enough, so that few sums are kept apart. The
 // number of parts depends on the shapes alone.
-inline void selectiveScanBackward(ScanTensors const& p, ScanGradients const& out, int threads) {
+inline int64_t partsOf(int64_t planes, int64_t blocks) {
     constexpr int64_t kTasks = 16;
+    return std::clamp<int64_t>(kTasks / planes, 1, blocks);
+}
+
+inline void selectiveScanBackward(ScanTensors const& p, ScanGradients const& out, int threads) {
     int64_t const planes = p.batch * p.groups, blocks = blocksOf(p.groupChannels());
-    int64_t const parts = std::clamp<int64_t>(kTasks / planes, 1, blocks), size = p.length * 2 * p.states;
+    int64_t const parts = partsOf(planes, blocks), size = p.length * 2 * p.states;
     std::vector<float> const tokens = projections(p, threads);
     std::vector<float> gradients(static_cast<size_t>(planes * parts * size));
     std::vector<float> perImage(static_cast<size_t>(p.batch * p.channels * (p.states + 2)));
-    Scratch scratch(threads, backwardScratch(p));
+    Scratch scratch(threads, backwardScratch(p.states, p.length));
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t task = 0; task < planes * parts; ++task) {
         int64_t const plane = task / parts, part = task % parts;
         BackwardBlock block;
-        divide(block, p, scratch.mine());
+        divide(block, p.states, p.length, scratch.mine());
         for (int64_t i = part * blocks / parts; i < (part + 1) * blocks / parts; ++i) {
             block.count = laneCount(p.groupChannels(), i);
             int64_t const first = plane % p.groups * p.groupChannels() + i * kLanes;

@@ -136,6 +136,83 @@ def test_gradients_of_hostile_steps(level):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
 
 
+def map_gradients(tensors, seed=1):
+    """Those of the C++ library, and those of the vectorised path in float64."""
+    x = tensors["x"]
+    shape = (*x.shape[:2], *x.shape[3:], x.shape[2])
+    grad_y = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
+    found = selective_scan_2d_backward(grad_y, *tensors.values())
+    return found, selective_scan_2d_backward(grad_y.double(), *(v.double() for v in tensors.values()))
+
+
+def worst_gradients(tensors):
+    """Error of each gradient as a fraction of its largest value, shapes and dtypes checked."""
+    errors = {}
+    for (name, x), a, b in zip(tensors.items(), *map_gradients(tensors), strict=True):
+        assert a.shape == x.shape and a.dtype == x.dtype and b.isfinite().all()
+        errors[name] = ((a.double() - b).abs().max() / b.abs().max().clamp(min=1.0)).item()
+    return errors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"B": 3},
+        *({"D": D} for D in (1, 15, 16, 17, 33)),
+        *({"N": N} for N in (1, 3, 17, 64)),
+        *({"H": H, "W": W} for H, W in ((1, 1), (1, 65), (64, 1), (17, 33))),
+        *({"R": R} for R in (1, 16, 17, 48)),
+        {"G": 20, "D": 4},
+        {"B": 1, "G": 1, "D": 300},  # several parts of the channels
+    ],
+    ids=str,
+)
+def test_map_gradients(level, change):
+    errors = worst_gradients(map_tensors(**change))
+    assert max(errors.values()) <= 1e-5, errors
+
+
+@pytest.mark.parametrize(
+    "name, value", [("dt_bias", -50.0), ("dt_bias", 50.0), ("A", -1e-4), ("A", -1e3), ("x", 1e4), ("x_dbl", 10.0)]
+)
+def test_gradients_of_hostile_maps(level, name, value):
+    tensors = map_tensors(H=18, W=16)
+    tensors[name] = torch.full_like(tensors[name], value)
+    errors = worst_gradients(tensors)
+    assert max(errors.values()) <= 1e-5, errors
+
+
+def test_poisoned_gradient_stays_in_its_channel(level):
+    tensors = map_tensors()
+    grad_y = torch.ones(1, 2, 5, 7, 20)
+    clean = selective_scan_2d_backward(grad_y, *tensors.values())
+    grad_y[0, 1, 2, 3, 7] = torch.nan
+    found = selective_scan_2d_backward(grad_y, *tensors.values())
+    others = torch.tensor([c for c in range(20) if c != 7])
+    for (name, _), a, b in zip(tensors.items(), found, clean, strict=True):
+        own, own_clean = (v[0, 1] if name.startswith("x") else v[1] for v in (a, b))  # of group 1
+        if name != "x_dbl":  # which every channel shares
+            channel = 0 if name == "x" else 1
+            assert not own.select(channel, 7).isfinite().all(), name
+            assert torch.equal(own.index_select(channel, others), own_clean.index_select(channel, others)), name
+        assert torch.equal(*(v[:, 0] if name.startswith("x") else v[0] for v in (a, b))), name
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
+def test_low_precision_gradients(dtype, tolerance):
+    tensors = map_tensors()
+    for name in ("x", "x_dbl"):
+        tensors[name] = tensors[name].to(dtype)
+    assert max(worst_gradients(tensors).values()) <= tolerance
+
+
+def test_grad_y_of_another_shape_is_refused():
+    tensors = map_tensors()
+    with pytest.raises(ValueError, match=r"expected grad_y \[B, G, H, W, D\]"):
+        selective_scan_2d_backward(torch.ones(1, 2, 20, 5, 7), *tensors.values())
+
+
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_low_precision_tensors(kind):
     case = Case(op=MAP)
