@@ -21,7 +21,7 @@ def ctest(tree: Path, name: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["test_kernel_cpu", "test_dims", "test_plugin", "test_enqueue"])
+@pytest.mark.parametrize("name", ["test_kernel_cpu", "test_dims", "test_plugin", "test_enqueue", "test_emulator"])
 def test_cpp(build_tree: Path, name: str) -> None:
     assert re.search(rf"{name} \.+ +Passed", ctest(build_tree, name))
 
@@ -76,7 +76,7 @@ def test_library_needs_no_tensorrt(build_tree: Path) -> None:
 
 def test_sources_are_formatted(repository: Path) -> None:
     formatter = pytest.importorskip("clang_format", reason="clang-format is not installed: pip install clang-format")
-    folders = (repository / "plugins", repository / "tests" / "plugins" / "cpp")
+    folders = (repository / "plugins", repository / "tests" / "plugins")
     sources = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
     assert len(sources) >= 10
     done = subprocess.run(
