@@ -4,13 +4,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from mtmamba import native
 from mtmamba.errors import MtmError
-from mtmamba.native import source_dir
+from mtmamba.native import compiler_version, source_dir
 
 HEADER = "NvInferRuntime.h"
 SYSTEM_HEADERS = (
@@ -21,7 +21,7 @@ SYSTEM_HEADERS = (
     "/usr/local/tensorrt/include",
     "/opt/tensorrt/include",
 )
-OTHER_FOLDERS = ("cpu/", "harness/")  # sources of the CPU library and the harness, no part of the plugin library
+OTHER_FOLDERS = ("cpu/", "torch_cuda/", "harness/")  # sources of other libraries, no part of the plugin library
 SOURCE_SUFFIXES = (".txt", ".h", ".cuh", ".cu", ".cpp")
 
 
@@ -57,8 +57,8 @@ def find_toolchain() -> Toolchain:
     return Toolchain(
         sources=sources,
         nvcc=nvcc,
-        nvcc_version=_version(nvcc),
-        compiler_version=_version(Path(os.environ.get("CXX", "c++"))),
+        nvcc_version=compiler_version(nvcc),
+        compiler_version=compiler_version(os.environ.get("CXX", "c++")),
         cmake=find_cmake(),
         headers=headers,
         headers_version=headers_version(headers),
@@ -67,17 +67,9 @@ def find_toolchain() -> Toolchain:
 
 
 def find_nvcc() -> Path:
-    """The CUDA compiler: $CUDACXX, the PATH, $CUDA_HOME, $CUDA_PATH, /usr/local/cuda."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    choices = [
-        os.environ.get("CUDACXX"),
-        "nvcc",
-        *(f"{home}/bin/nvcc" for home in homes if home),
-        "/usr/local/cuda/bin/nvcc",
-    ]
-    for choice in choices:
-        if choice and (found := shutil.which(choice)):
-            return Path(found)
+    """As `native.find_nvcc`; raises MtmError where there is none."""
+    if found := native.find_nvcc():
+        return found
     raise MtmError(
         "building the TensorRT plugins needs nvcc, found none on the PATH, in $CUDA_HOME or in /usr/local/cuda; "
         "install the CUDA toolkit 12 or 13 (NVIDIA's packages cuda-nvcc-13-0 and cuda-cudart-dev-13-0 are enough), or "
@@ -126,12 +118,3 @@ def headers_version(headers: Path) -> str:
         value = str(values.get(name, ""))
         parts.append(str(values.get(value, value)))
     return ".".join(parts) if all(part.isdigit() for part in parts) else "unknown"
-
-
-def _version(compiler: Path) -> str:
-    """All a compiler says of its version; its name where it says nothing."""
-    try:
-        done = subprocess.run([str(compiler), "--version"], capture_output=True, text=True, check=False)
-    except OSError:
-        return str(compiler)
-    return done.stdout.strip() or str(compiler)

@@ -1,6 +1,7 @@
 """`torch.ops.mtmamba.selective_scan`: the selective scan as a torch operator with autograd.
 
-CPU tensors up to float32 go to the C++ library (`cpu_kernel`); everything else takes the vectorised PyTorch path below.
+Tensors up to float32 go to the C++ library on the CPU (`cpu_kernel`) and to the CUDA library on a GPU (`cuda_kernel`);
+everything else takes the vectorised PyTorch path below.
 
 B batch, D channels, L tokens, N states, G groups, R = D / G channels a group; inside, tokens lead: [L, B, G, R, N].
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtmamba.ops import cpu_kernel
+from mtmamba.ops import cpu_kernel, cuda_kernel
 
 BLOCK_ELEMENTS = 1 << 18  # elements [L, B, D, N] of a token block: its few tensors stay in a CPU's cache
 STEP_ELEMENTS = 1 << 14  # fewer elements than this in one step are dominated by the cost of calling an operator
@@ -41,8 +42,9 @@ def selective_scan(
     Returns y [B, D, L] of u's dtype. Raises ValueError where the shapes do not fit. Differentiable in every tensor.
     """
     _check(u, delta, A, B, C, D, delta_bias)
-    if cpu_kernel.takes(A.shape[1], u, delta, A, B, C, D, delta_bias):
-        return cpu_kernel.scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    for kernel in (cpu_kernel, cuda_kernel):
+        if kernel.takes(A.shape[1], u, delta, A, B, C, D, delta_bias):
+            return kernel.scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
     scan = _Inputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
     h = scan.zero_state()
     y = torch.empty_like(scan.u)  # [L, B, G, R]
@@ -88,9 +90,10 @@ def selective_scan_backward(
     """
     if grad_y.shape != u.shape:
         raise ValueError(f"expected grad_y of u's shape {tuple(u.shape)}; found {tuple(grad_y.shape)}")
-    if cpu_kernel.takes(A.shape[1], grad_y, u, delta, A, B, C, D, delta_bias):
-        grads = cpu_kernel.scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, delta_softplus)
-        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
+    for kernel in (cpu_kernel, cuda_kernel):
+        if kernel.takes(A.shape[1], grad_y, u, delta, A, B, C, D, delta_bias):
+            grads = kernel.scan_backward(grad_y, u, delta, A, B, C, D, delta_bias, delta_softplus)
+            return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
     scan = _Inputs(u, delta, A, B, C, D, delta_bias, delta_softplus)
     gy = scan.tokens_first(grad_y)  # [L, B, G, R]
     starts = [scan.zero_state()]

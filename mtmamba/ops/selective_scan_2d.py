@@ -1,8 +1,8 @@
 """`torch.ops.mtmamba.selective_scan_2d`: SS2D's whole core as one torch operator with autograd.
 
 B batch, G groups (stacked tasks), D channels, H W map, L = H*W, K = 4 directions, N states, R rank of the step.
-CPU tensors up to float32 go to the C++ library (`cpu_kernel`). Otherwise it is built on `selective_scan` with one of its
-groups for every group and direction here.
+Tensors up to float32 go to the C++ library on the CPU (`cpu_kernel`) and to the CUDA library on a GPU (`cuda_kernel`).
+Otherwise it is built on `selective_scan` with one of its groups for every group and direction here.
 """
 
 from typing import cast
@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mtmamba.ops import cpu_kernel
+from mtmamba.ops import cpu_kernel, cuda_kernel
 from mtmamba.ops.selective_scan import selective_scan, selective_scan_backward
 
 DIRECTIONS = 4
@@ -27,8 +27,9 @@ def selective_scan_2d(x: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tens
     Differentiable in every tensor.
     """
     _check(x, x_dbl, dt_weight, dt_bias, A, D)
-    if cpu_kernel.takes(A.shape[-1], x, x_dbl, dt_weight, dt_bias, A, D):
-        return cpu_kernel.scan_2d(x, x_dbl, dt_weight, dt_bias, A, D)
+    for kernel in (cpu_kernel, cuda_kernel):
+        if kernel.takes(A.shape[-1], x, x_dbl, dt_weight, dt_bias, A, D):
+            return kernel.scan_2d(x, x_dbl, dt_weight, dt_bias, A, D)
     wide = torch.promote_types(x.dtype, torch.float32)  # steps and sums over the directions, too, are float32
     y = selective_scan(*_scan_inputs(x.to(wide), x_dbl.to(wide), dt_weight, dt_bias, A, D))
     return _merge(y, x).permute(0, 1, 3, 4, 2).contiguous().to(x.dtype)
@@ -47,9 +48,10 @@ def selective_scan_2d_backward(
     """Gradients of `selective_scan_2d` with respect to its six tensors, each of its tensor's shape and dtype."""
     if grad_y.shape != (*x.shape[:2], *x.shape[3:], x.shape[2]):
         raise ValueError(f"expected grad_y [B, G, H, W, D] beside x {tuple(x.shape)}; found {tuple(grad_y.shape)}")
-    if cpu_kernel.takes(A.shape[-1], grad_y, x, x_dbl, dt_weight, dt_bias, A, D):
-        grads = cpu_kernel.scan_2d_backward(grad_y, x, x_dbl, dt_weight, dt_bias, A, D)
-        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
+    for kernel in (cpu_kernel, cuda_kernel):
+        if kernel.takes(A.shape[-1], grad_y, x, x_dbl, dt_weight, dt_bias, A, D):
+            grads = kernel.scan_2d_backward(grad_y, x, x_dbl, dt_weight, dt_bias, A, D)
+            return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], grads)
     inputs = _scan_inputs(x, x_dbl, dt_weight, dt_bias, A, D)
     grad_map = grad_y.permute(0, 1, 4, 2, 3).unsqueeze(2).expand(-1, -1, DIRECTIONS, -1, -1, -1)
     grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_bias = selective_scan_backward(
