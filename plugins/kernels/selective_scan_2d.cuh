@@ -1,14 +1,19 @@
-// SS2D's core, one thread a channel of a group: straightforward, and the truth the faster kernels are compared to.
+// SS2D's core: four selective scans over a map, summed.
 //
-// Shapes: B batch, G groups, D channels, H W map, K = 4 directions, N states, R rank of the step.
+// Shapes: B batch, G groups, D channels, H W map, L = H W, K = 4 directions, N states, R rank of the step.
 //   d = softplus(dt_weight . low + dt_bias), then the recurrence of the selective scan with D u, in each of four orders
-//   (rows, columns, both reversed); y is the sum over the orders. low, B and C come from x_dbl at the pixel, so nothing
-//   is ever copied into an order. State, step and the sum are float32 whatever the tensors are.
+//   (rows, columns, both reversed); y is the sum over the orders. low, B and C come from x_dbl at the pixel. State,
+//   step and the sum are float32 whatever the tensors are, and the bits are the same in every run.
+//
+// Launches: x is turned to channels last and x_dbl is put into the order of each scan, once; then every block scans its
+// channels in 4, 2 or 1 of the orders (MapPlan::parts blocks share the four), adding to a float32 sum in memory; where
+// several blocks shared them, their sums are added up.
 #pragma once
 
 #include <type_traits>
 
-#include "kernels/types.cuh"
+#include "kernels/planes.cuh"
+#include "kernels/tile.cuh"
 
 namespace mtmamba {
 
@@ -21,7 +26,7 @@ template <typename T> struct SelectiveScan2DParams {
     float const* A;        // [G, K, D, N]
     float const* D;        // [G, K, D]
     T* y;                  // [B, G, H, W, D]
-    float* sums;           // [B, G, H, W, D], the sum so far; y itself where T is float
+    void* workspace;       // workspaceBytes<T>() of them, aligned to 16 bytes
     int64_t batch;
     int64_t groups;
     int64_t channels;
@@ -31,90 +36,350 @@ template <typename T> struct SelectiveScan2DParams {
     int64_t states; // 1..kMaxStates
 };
 
-// Bytes of `sums` beside the tensors: float tensors sum in y.
-template <typename T>
-int64_t sumsBytes(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width) {
-    return std::is_same<T, float>::value ? 0 : batch * groups * channels * height * width * int64_t{sizeof(float)};
+// How the work is cut. Decided by the sizes alone, so that the workspace is known without a GPU.
+struct MapPlan {
+    int channels; // of a block: 32, 16 or 8
+    int parts;    // blocks that share the four directions: 1, 2 or 4
+};
+
+// The fewest, widest blocks that still fill a large GPU: wide blocks stage B and C for more channels, and fewer parts
+// move less memory.
+inline MapPlan mapPlan(int64_t images, int64_t channels) {
+    constexpr int64_t kEnough = 384; // blocks: three for each of 128 multiprocessors
+    MapPlan const plans[] = {{32, 1}, {16, 1}, {8, 1}, {8, 2}};
+    for (MapPlan const& plan : plans) {
+        if (images * ((channels + plan.channels - 1) / plan.channels) * plan.parts >= kEnough) {
+            return plan;
+        }
+    }
+    return {8, 4};
 }
 
-// Direction k of channel `c`, group `g`, image `b`, added to the directions before it.
-template <typename T, int kStates, bool kExact>
-MTMAMBA_HOST_DEVICE inline void scanDirection(SelectiveScan2DParams<T> const& p, int64_t b, int64_t g, int k,
-                                              int64_t c) {
-    int const states = kExact ? kStates : static_cast<int>(p.states);
-    int64_t const length = p.height * p.width;
-    int64_t const image = b * p.groups + g;
-    int64_t const row = (g * kDirections + k) * p.channels + c; // of the parameters
-    T const* const x = p.x + (image * p.channels + c) * length;
-    T const* const low = p.xDbl + (image * kDirections + k) * (p.rank + 2 * states) * length;
-    T const* const B = low + p.rank * length;
-    T const* const C = B + states * length;
-    float const* const weight = p.dtWeight + row * p.rank;
-    float const* const A = p.A + row * states;
-    float const bias = p.dtBias[row];
-    float const skip = p.D[row];
-    float h[kStates];
-    MTMAMBA_UNROLL
-    for (int n = 0; n < kStates; ++n) {
-        h[n] = 0.F;
+constexpr int64_t kFeaturePitch = 256; // tokens: the longest tile, so that no tile runs past a row's end
+
+// Where the parts of the workspace begin, in bytes.
+template <typename T> struct MapWorkspace {
+    int64_t tokens = 0;   // x, channels last: [B, G, L, D] of T
+    int64_t features = 0; // x_dbl in the order of the scans: [B, G, K, R+2N, pitch] of T
+    int64_t pitch = 0;    // L and zeros up to a multiple of kFeaturePitch
+    int64_t sums = 0;     // float32 [sumCount][B, G, L, D]
+    int64_t sumBytes = 0; // of one of them
+    int64_t sumCount = 0; // where y is float32, it is the first part's
+    int64_t bytes = 0;
+
+    MapWorkspace(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
+                 int64_t states, MapPlan const& plan) {
+        int64_t const images = batch * groups, length = height * width, ofType = sizeof(T);
+        pitch = (length + kFeaturePitch - 1) / kFeaturePitch * kFeaturePitch;
+        features = aligned(images * length * channels * ofType);
+        sums = features + aligned(images * kDirections * (rank + 2 * states) * pitch * ofType);
+        sumBytes = aligned(images * length * channels * static_cast<int64_t>(sizeof(float)));
+        sumCount = plan.parts - (std::is_same<T, float>::value ? 1 : 0);
+        bytes = sums + sumCount * sumBytes;
     }
-    for (int64_t t = 0; t < length; ++t) {
-        int64_t const pixel = pixelOf(k, t, p.height, p.width);
-        float shifted = bias;
-        for (int64_t r = 0; r < p.rank; ++r) {
-            shifted += weight[r] * toFloat(low[r * length + pixel]);
-        }
-        float const u = toFloat(x[pixel]);
-        float const d = LibraryMath::softplus(shifted);
-        float sum = 0.F;
+    static int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+};
+
+// Bytes of params.workspace, exactly.
+template <typename T>
+int64_t workspaceBytes(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
+                       int64_t states) {
+    MapPlan const plan = mapPlan(batch * groups, channels);
+    return MapWorkspace<T>(batch, groups, channels, height, width, rank, states, plan).bytes;
+}
+
+#ifdef MTMAMBA_SIMT
+
+template <typename T> struct MapLaunch {
+    SelectiveScan2DParams<T> p;
+    T const* tokens;
+    T const* features;
+    float* sums[kMaxParts]; // of each part
+    int64_t pitch;          // of the features
+    int pixelBytes;         // from one pixel of tokens or y to the next
+    int sumBytes;           // of sums
+    int64_t channelBlocks;
+    int parts;
+};
+
+template <int kChannels> struct alignas(16) MapMemory {
+    int pixels[Shape<kChannels>::kTile]; // of the tile's tokens; -1 past the end
+    float weights[kRows][kChannels + 1];
+    TileMemory<kChannels> tile; // goes on past its end
+
+    static constexpr size_t bytes(int64_t states) {
+        return sizeof(MapMemory) - sizeof(TileMemory<kChannels>) + TileMemory<kChannels>::bytes(states);
+    }
+};
+
+// A block's place: `channels` channels from `channel` on, of image b * G + g, in direction k. Lanes past its last
+// channel compute that one again and store nothing.
+struct MapPlace {
+    int64_t image, group, channel;
+    int channels, direction, lane; // lane: the thread's channel of the block
+
+    MTMAMBA_DEVICE int own() const { return lane < channels ? lane : channels - 1; }
+    template <typename T> MTMAMBA_DEVICE int64_t row(SelectiveScan2DParams<T> const& p) const { // of the parameters
+        return (group * kDirections + direction) * p.channels + channel;
+    }
+    // Of the thread's channel, in [B, G, L, D].
+    template <typename T> MTMAMBA_DEVICE int64_t firstPixel(SelectiveScan2DParams<T> const& p) const {
+        return image * p.height * p.width * p.channels + channel + own();
+    }
+};
+
+// The value at a pixel, `base` being pixel 0's of the same channel. pixelBytes: from one pixel to the next. A single
+// multiplication of 32 by 32 bits, added to the address.
+template <typename T> MTMAMBA_DEVICE T* atPixel(T* base, int pixel, int pixelBytes) {
+    using Byte = typename std::conditional<std::is_const<T>::value, char const, char>::type;
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + static_cast<int64_t>(pixel) * pixelBytes);
+}
+
+// The pixels of this thread's tokens; -1 past the end.
+template <int kChannels> MTMAMBA_DEVICE void loadPixels(MapMemory<kChannels> const& memory, int* pixels) {
+    int const segment = static_cast<int>(threadIdx.x) / kChannels;
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; i += 4) {
+        int4 const four = *reinterpret_cast<int4 const*>(memory.pixels + segment * kTokens + i);
+        pixels[i] = four.x;
+        pixels[i + 1] = four.y;
+        pixels[i + 2] = four.z;
+        pixels[i + 3] = four.w;
+    }
+}
+
+// x and the sum so far of this thread's tokens, to own.input and own.y. fresh: nothing has been summed yet.
+template <typename T, int kChannels>
+MTMAMBA_DEVICE void loadTokens(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<kChannels> const& memory,
+                               float const* sums, bool fresh, Segment& own) {
+    T const* const from = launch.tokens + place.firstPixel(launch.p);
+    float const* const sum = sums + place.firstPixel(launch.p);
+    int pixels[kTokens];
+    loadPixels(memory, pixels);
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        pixels[i] = pixels[i] < 0 ? 0 : pixels[i]; // any that exists: the token counts for nothing
+        own.input[i] = toFloat(*atPixel(from, pixels[i], launch.pixelBytes));
+        own.y[i] = 0.F;
+    }
+    if (!fresh) {
         MTMAMBA_UNROLL
-        for (int n = 0; n < kStates; ++n) {
-            if (n < states) {
-                int64_t const at = n * length + pixel;
-                advance<LibraryMath>(h[n], sum, d * A[n], d * u, toFloat(B[at]), toFloat(C[at]));
+        for (int i = 0; i < kTokens; ++i) {
+            own.y[i] = *atPixel(sum, pixels[i], launch.sumBytes);
+        }
+    }
+}
+
+// Rows [r0, r0 + count) of the step's weights, for each channel of the block.
+template <typename T, int kChannels>
+MTMAMBA_DEVICE void loadWeights(SelectiveScan2DParams<T> const& p, MapPlace const& place, MapMemory<kChannels>& memory,
+                                int r0, int count) {
+    int const r = static_cast<int>(threadIdx.x) % kRows, first = static_cast<int>(threadIdx.x) / kRows;
+    float const* from = p.dtWeight + (place.row(p) + first) * p.rank + r0 + r;
+    for (int c = first; c < place.channels && r < count; c += kThreads / kRows) {
+        memory.weights[r][c] = __ldg(from);
+        from += kThreads / kRows * p.rank;
+    }
+}
+
+// own.step + the low-rank step's product over `count` rows of the tile, four tokens at a time.
+template <int kChannels>
+MTMAMBA_DEVICE void addLowRank(MapMemory<kChannels> const& memory, int channel, int segment, int count, Segment& own) {
+    float const* low = memory.tile.rows + segment * kSegmentPitch;
+    float const* weight = &memory.weights[0][channel];
+#pragma unroll 2
+    for (int r = 0; r < count; ++r) {
+        MTMAMBA_UNROLL
+        for (int i = 0; i < kTokens; i += 4) {
+            float values[4];
+            loadFour(low + i, values);
+            MTMAMBA_UNROLL
+            for (int j = 0; j < 4; ++j) {
+                own.step[i + j] += *weight * values[j];
             }
         }
-        int64_t const out = (image * length + pixel) * p.channels + c;
-        float const value = sum + skip * u;
-        float const total = k == 0 ? value : p.sums[out] + value;
-        if (k < kDirections - 1) {
-            p.sums[out] = total;
-        } else {
-            store(p.y + out, total);
+        low += Shape<kChannels>::kRowPitch;
+        weight += kChannels + 1;
+    }
+}
+
+// Steps, inputs and y (so far, with D u) of this thread's tokens of the tile from `first` on. features: of the tile's
+// first token, [R+2N][pitch].
+template <typename T, int kChannels>
+MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<kChannels>& memory,
+                                T const* features, int64_t first, float const* sums, bool fresh, Segment& own) {
+    using S = Shape<kChannels>;
+    SelectiveScan2DParams<T> const& p = launch.p;
+    int const thread = static_cast<int>(threadIdx.x), channel = thread % kChannels, segment = thread / kChannels;
+    int const height = static_cast<int>(p.height), width = static_cast<int>(p.width), rank = static_cast<int>(p.rank);
+    int const left = static_cast<int>(p.height * p.width - first); // tokens
+    float const skip = p.D[place.row(p) + place.own()], bias = p.dtBias[place.row(p) + place.own()];
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        own.step[i] = bias;
+    }
+    int r0 = 0;
+    do {
+        int const count = rank - r0 < kRows ? rank - r0 : kRows;
+        __syncthreads(); // whoever read what is overwritten now is done
+        stageVectors<kChannels>(features + r0 * launch.pitch, launch.pitch, S::kTile, count, memory.tile.rows);
+        loadWeights(p, place, memory, r0, count);
+        for (int i = thread; r0 == 0 && i < S::kTile; i += kThreads) {
+            memory.pixels[i] = i < left ? pixelOf(place.direction, static_cast<int>(first) + i, height, width) : -1;
+        }
+        __syncthreads();
+        if (r0 == 0) { // early: these come from far
+            loadTokens(launch, place, memory, sums, fresh, own);
+        }
+        addLowRank(memory, channel, segment, count, own);
+        r0 += kRows;
+    } while (r0 < rank);
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        bool const exists = segment * kTokens + i < left;
+        float const u = own.input[i], d = DeviceMath::softplus(own.step[i]);
+        own.step[i] = exists ? d : 0.F;
+        own.input[i] = exists ? d * u : 0.F;
+        own.y[i] += skip * u;
+    }
+}
+
+// y of this thread's tokens to `target`, pixel 0's of its channel.
+template <typename Target, int kChannels>
+MTMAMBA_DEVICE void storeSegment(Target* target, int pixelBytes, MapMemory<kChannels> const& memory,
+                                 Segment const& own) {
+    int pixels[kTokens];
+    loadPixels(memory, pixels);
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        if (pixels[i] >= 0) {
+            store(atPixel(target, pixels[i], pixelBytes), own.y[i]);
         }
     }
 }
 
-// All four directions of one channel, in a fixed order: the sum is the same in every run.
-template <typename T, int kStates, bool kExact>
-MTMAMBA_HOST_DEVICE inline void scanMap(SelectiveScan2DParams<T> const& p, int64_t b, int64_t g, int64_t c) {
-    for (int k = 0; k < kDirections; ++k) {
-        scanDirection<T, kStates, kExact>(p, b, g, k, c);
+// One direction of the block's channels. fresh, last: the first, the last of those that this block sums.
+template <typename T, int kChannels>
+MTMAMBA_DEVICE void scanDirection(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<kChannels>& memory,
+                                  float* sums, bool fresh, bool last) {
+    using S = Shape<kChannels>;
+    SelectiveScan2DParams<T> const& p = launch.p;
+    int const states = static_cast<int>(p.states);
+    int64_t const length = p.height * p.width;
+    T const* const features =
+        launch.features + (place.image * kDirections + place.direction) * (p.rank + 2 * p.states) * launch.pitch;
+    __syncthreads(); // the direction before has read its A
+    startStates<kChannels>(memory.tile, p.A + place.row(p) * p.states, place.channels, states);
+    int turn = 0, phase = 0;
+    for (int64_t first = 0; first < length; first += S::kTile) {
+        Segment own;
+        loadSegment<T, kChannels>(launch, place, memory, features + first, first, sums, fresh, own);
+        for (int n = 0; n < states; n += kStateRows) {
+            int const count = states - n < kStateRows ? states - n : kStateRows;
+            T const* const B = features + (p.rank + n) * launch.pitch + first;
+            T const* const C = B + p.states * launch.pitch;
+            float* const rows = memory.tile.rows;
+            __syncthreads(); // the rows have been read
+            stageVectors<kChannels>(B, launch.pitch, S::kTile, count, rows);
+            stageVectors<kChannels>(C, launch.pitch, S::kTile, count, rows + kStateRows * S::kRowPitch);
+            __syncthreads();
+            scanStates<kChannels>(memory.tile, own, n, count, states, turn, phase);
+        }
+        if (place.lane < place.channels) {
+            int64_t const at = place.firstPixel(p);
+            if (last && launch.parts == 1) {
+                storeSegment(p.y + at, launch.pixelBytes, memory, own);
+            } else {
+                storeSegment(sums + at, launch.sumBytes, memory, own);
+            }
+        }
+        turn ^= 1;
     }
 }
 
-#ifdef __CUDACC__
-
-template <typename T, int kStates, bool kExact>
-__global__ void __launch_bounds__(kThreads) selectiveScan2DKernel(SelectiveScan2DParams<T> p) {
-    int64_t const index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-    if (index < p.batch * p.groups * p.channels) {
-        int64_t const image = index / p.channels;
-        scanMap<T, kStates, kExact>(p, image / p.groups, image % p.groups, index % p.channels);
+template <typename T, int kChannels>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM) selectiveScan2DKernel(MapLaunch<T> launch) {
+    auto& memory = *static_cast<MapMemory<kChannels>*>(sharedMemory());
+    int64_t const block = blockIdx.x, part = block % launch.parts, unit = block / launch.parts;
+    MapPlace place;
+    place.image = unit / launch.channelBlocks;
+    place.group = place.image % launch.p.groups;
+    place.lane = static_cast<int>(threadIdx.x) % kChannels;
+    place.channel = unit % launch.channelBlocks * kChannels;
+    int64_t const left = launch.p.channels - place.channel;
+    place.channels = left < kChannels ? static_cast<int>(left) : kChannels;
+    int const parts = launch.parts;
+    float* const sums = launch.sums[part];
+    for (int k = static_cast<int>(part); k < kDirections; k += parts) {
+        place.direction = k;
+        scanDirection<T, kChannels>(launch, place, memory, sums, k < parts, k + parts >= kDirections);
     }
 }
 
-// Launches on `stream`; neither allocates nor synchronises. The caller has checked the dimensions and given `sums`.
-template <typename T> cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, cudaStream_t stream) {
-    if (p.states < 1 || p.states > kMaxStates || !p.sums) {
+template <typename T, int kChannels>
+cudaError_t launchMapScan(MapLaunch<T>& launch, int64_t images, cudaStream_t stream) {
+    launch.channelBlocks = (launch.p.channels + kChannels - 1) / kChannels;
+    return launchLine(selectiveScan2DKernel<T, kChannels>, images * launch.channelBlocks * launch.parts, kThreads,
+                      MapMemory<kChannels>::bytes(launch.p.states), stream, launch);
+}
+
+// x and x_dbl into the workspace.
+template <typename T>
+cudaError_t orderInputs(SelectiveScan2DParams<T> const& p, T* tokens, T* features, int64_t pitch, cudaStream_t stream) {
+    int64_t const images = p.batch * p.groups;
+    cudaError_t const error = launchTurn(TurnParams<T>{p.x, tokens, images, p.channels, p.height * p.width}, stream);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    return launchOrder(OrderParams<T>{p.xDbl, features, images, p.rank + 2 * p.states, p.height, p.width, pitch},
+                       stream);
+}
+
+// Launches on `stream`; neither allocates nor synchronises. The caller has checked that dimensions agree. The workspace
+// is the plan's.
+template <typename T>
+cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan const& plan, cudaStream_t stream) {
+    int64_t const images = p.batch * p.groups, length = p.height * p.width;
+    bool const sizes = p.states >= 1 && p.states <= kMaxStates && p.rank >= 0 && images >= 1 && p.channels >= 1 &&
+                       length >= 1 && p.channels <= INT32_MAX / 4 && length <= INT32_MAX && p.rank <= INT32_MAX;
+    if (!sizes || !p.workspace || reinterpret_cast<uintptr_t>(p.workspace) % 16 != 0) {
         return cudaErrorInvalidValue;
     }
-    auto const kernel = p.states == kFastStates  ? selectiveScan2DKernel<T, kFastStates, true>
-                        : p.states < kFastStates ? selectiveScan2DKernel<T, kFastStates, false>
-                                                 : selectiveScan2DKernel<T, kMaxStates, false>;
-    return launchThreads(kernel, p, p.batch * p.groups * p.channels, stream);
+    MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, plan);
+    char* const workspace = static_cast<char*>(p.workspace);
+    T *const tokens = reinterpret_cast<T*>(workspace + layout.tokens), *const features = reinterpret_cast<T*>(
+                                                                           workspace + layout.features);
+    cudaError_t error = orderInputs(p, tokens, features, layout.pitch, stream);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    MapLaunch<T> launch{};
+    launch.p = p;
+    launch.tokens = tokens;
+    launch.features = features;
+    launch.pitch = layout.pitch;
+    launch.pixelBytes = static_cast<int>(p.channels) * static_cast<int>(sizeof(T));
+    launch.sumBytes = static_cast<int>(p.channels) * static_cast<int>(sizeof(float));
+    launch.parts = plan.parts;
+    SumParams<T> sum{};
+    int const inOutput = plan.parts - static_cast<int>(layout.sumCount);
+    for (int i = 0; i < plan.parts; ++i) {
+        char* const from = workspace + layout.sums + (i - inOutput) * layout.sumBytes;
+        launch.sums[i] = i < inOutput ? reinterpret_cast<float*>(p.y) : reinterpret_cast<float*>(from);
+        sum.parts[i] = launch.sums[i];
+    }
+    error = plan.channels == 32   ? launchMapScan<T, 32>(launch, images, stream)
+            : plan.channels == 16 ? launchMapScan<T, 16>(launch, images, stream)
+                                  : launchMapScan<T, 8>(launch, images, stream);
+    if (error != cudaSuccess || plan.parts == 1) {
+        return error;
+    }
+    sum.to = p.y;
+    sum.count = images * length * p.channels;
+    sum.partCount = plan.parts;
+    return launchSum(sum, stream);
 }
 
-#endif // __CUDACC__
+#endif // MTMAMBA_SIMT
 
 } // namespace mtmamba

@@ -32,18 +32,35 @@ struct LibraryMath {
     static MTMAMBA_HOST_DEVICE float softplus(float x) { return x > 20.F ? x : log1pf(expf(x)); }
 };
 
-// h <- decay(exponent) h + input B and sum <- sum + C h, where exponent = d A and input = d u. `Scalar`: Value or
-// float.
+// What one token does to a state: h <- decay h + added.
+template <typename Math> struct Step {
+    typename Math::Value decay, added;
+
+    MTMAMBA_HOST_DEVICE typename Math::Value operator()(typename Math::Value h) const { return decay * h + added; }
+};
+
+// The step of exponent = d A and input = d u. `Scalar`: Value or float.
+template <typename Math, typename Scalar>
+MTMAMBA_HOST_DEVICE inline Step<Math> stepOf(typename Math::Value exponent, typename Math::Value input, Scalar B) {
+    return {Math::decay(exponent), input * B};
+}
+
+// One step of h, and what it adds to y: sum <- sum + C h.
+template <typename Math, typename Scalar>
+MTMAMBA_HOST_DEVICE inline void advance(typename Math::Value& h, typename Math::Value& sum, Step<Math> const& step,
+                                        Scalar C) {
+    h = step(h);
+    sum += h * C;
+}
 template <typename Math, typename Scalar>
 MTMAMBA_HOST_DEVICE inline void advance(typename Math::Value& h, typename Math::Value& sum,
                                         typename Math::Value exponent, typename Math::Value input, Scalar B, Scalar C) {
-    h = Math::decay(exponent) * h + input * B;
-    sum += h * C;
+    advance<Math>(h, sum, stepOf<Math>(exponent, input, B), C);
 }
 
 // The pixel (row-major) that step t of direction k visits.
-MTMAMBA_HOST_DEVICE inline int64_t pixelOf(int direction, int64_t t, int64_t height, int64_t width) {
-    int64_t const forward = direction >= 2 ? height * width - 1 - t : t;
+template <typename Index> MTMAMBA_HOST_DEVICE inline Index pixelOf(int direction, Index t, Index height, Index width) {
+    Index const forward = direction >= 2 ? height * width - 1 - t : t;
     return direction % 2 ? forward % height * width + forward / height : forward;
 }
 

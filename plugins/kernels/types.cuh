@@ -17,22 +17,4 @@ MTMAMBA_HOST_DEVICE inline void store(float* target, float value) { *target = va
 MTMAMBA_HOST_DEVICE inline void store(__half* target, float value) { *target = __float2half_rn(value); }
 MTMAMBA_HOST_DEVICE inline void store(__nv_bfloat16* target, float value) { *target = __float2bfloat16_rn(value); }
 
-#ifdef __CUDACC__
-
-// Channels mostly number a few thousand, so blocks of one warp reach the most multiprocessors.
-constexpr int kThreads = 32;
-
-// Launches kernel<<<>>>(p) with a thread for each of `threads`. Neither allocates nor synchronises.
-template <typename Params>
-cudaError_t launchThreads(void (*kernel)(Params), Params const& p, int64_t threads, cudaStream_t stream) {
-    int64_t const blocks = (threads + kThreads - 1) / kThreads;
-    if (blocks < 1 || blocks > INT32_MAX) {
-        return cudaErrorInvalidValue;
-    }
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
-}
-
-#endif // __CUDACC__
-
 } // namespace mtmamba

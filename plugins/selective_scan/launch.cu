@@ -2,12 +2,14 @@
 
 namespace mtmamba {
 
-template <typename T> cudaError_t runSelectiveScan(SelectiveScanParams<T> const& params, cudaStream_t stream) {
-    return launchSelectiveScan(params, stream);
+template <typename T>
+cudaError_t runSelectiveScan(SelectiveScanParams<T> const& params, int blockChannels, cudaStream_t stream) {
+    return launchSelectiveScan(params, blockChannels, stream);
 }
 
-template cudaError_t runSelectiveScan(SelectiveScanParams<float> const&, cudaStream_t);
-template cudaError_t runSelectiveScan(SelectiveScanParams<__half> const&, cudaStream_t);
-template cudaError_t runSelectiveScan(SelectiveScanParams<__nv_bfloat16> const&, cudaStream_t);
+#define MTMAMBA_INSTANCE(T) template cudaError_t runSelectiveScan(SelectiveScanParams<T> const&, int, cudaStream_t);
+MTMAMBA_INSTANCE(float)
+MTMAMBA_INSTANCE(__half)
+MTMAMBA_INSTANCE(__nv_bfloat16)
 
 } // namespace mtmamba

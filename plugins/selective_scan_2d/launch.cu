@@ -2,12 +2,15 @@
 
 namespace mtmamba {
 
-template <typename T> cudaError_t runSelectiveScan2D(SelectiveScan2DParams<T> const& params, cudaStream_t stream) {
-    return launchSelectiveScan2D(params, stream);
+template <typename T>
+cudaError_t runSelectiveScan2D(SelectiveScan2DParams<T> const& params, MapPlan const& plan, cudaStream_t stream) {
+    return launchSelectiveScan2D(params, plan, stream);
 }
 
-template cudaError_t runSelectiveScan2D(SelectiveScan2DParams<float> const&, cudaStream_t);
-template cudaError_t runSelectiveScan2D(SelectiveScan2DParams<__half> const&, cudaStream_t);
-template cudaError_t runSelectiveScan2D(SelectiveScan2DParams<__nv_bfloat16> const&, cudaStream_t);
+#define MTMAMBA_INSTANCE(T)                                                                                            \
+    template cudaError_t runSelectiveScan2D(SelectiveScan2DParams<T> const&, MapPlan const&, cudaStream_t);
+MTMAMBA_INSTANCE(float)
+MTMAMBA_INSTANCE(__half)
+MTMAMBA_INSTANCE(__nv_bfloat16)
 
 } // namespace mtmamba

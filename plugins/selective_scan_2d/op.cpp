@@ -19,7 +19,7 @@ cudaError_t launch(Call const& call) {
         params.A = call.input<float>(kA);
         params.D = call.input<float>(kD);
         params.y = static_cast<T*>(call.output);
-        params.sums = static_cast<float*>(std::is_same_v<T, float> ? call.output : call.workspace);
+        params.workspace = call.workspace;
         params.batch = call.dim(kX, 0);
         params.groups = call.dim(kX, 1);
         params.channels = call.dim(kX, 2);
@@ -31,15 +31,16 @@ cudaError_t launch(Call const& call) {
     });
 }
 
-size_t workspaceBytes(nvinfer1::DataType type, nvinfer1::Dims const* dims) {
+size_t workspaceOf(nvinfer1::DataType type, nvinfer1::Dims const* dims) {
     int64_t const* const x = dims[kX].d;
+    int64_t const rank = dims[kDtWeight].d[3], states = dims[kA].d[3];
     return withType(type, size_t{0}, [&](auto zero) {
-        return static_cast<size_t>(sumsBytes<decltype(zero)>(x[0], x[1], x[2], x[3], x[4]));
+        return static_cast<size_t>(workspaceBytes<decltype(zero)>(x[0], x[1], x[2], x[3], x[4], rank, states));
     });
 }
 
 } // namespace
 
-Op const kSelectiveScan2D{kSelectiveScan2DSpec, launch, workspaceBytes};
+Op const kSelectiveScan2D{kSelectiveScan2DSpec, launch, workspaceOf};
 
 } // namespace mtmamba

@@ -22,9 +22,14 @@ template <typename T> struct MapInputs {
     std::vector<T> x, xDbl;
     std::vector<float> dtWeight, dtBias, A, D;
 
-    mtmamba::SelectiveScan2DParams<T> params(T* y, float* sums) const {
-        return {x.data(),    xDbl.data(),  dtWeight.data(), dtBias.data(), A.data(),    D.data(),   y,           sums,
-                sizes.batch, sizes.groups, sizes.channels,  sizes.height,  sizes.width, sizes.rank, sizes.states};
+    mtmamba::SelectiveScan2DParams<T> params(T* y, void* workspace) const {
+        return {x.data(),    xDbl.data(), dtWeight.data(), dtBias.data(), A.data(),       D.data(),
+                y,           workspace,   sizes.batch,     sizes.groups,  sizes.channels, sizes.height,
+                sizes.width, sizes.rank,  sizes.states};
+    }
+    int64_t workspaceBytes(mtmamba::MapPlan const& plan) const {
+        auto const& [batch, groups, channels, height, width, rank, states] = sizes;
+        return mtmamba::MapWorkspace<T>(batch, groups, channels, height, width, rank, states, plan).bytes;
     }
     size_t outputs() const { return x.size(); }
 };

@@ -1,6 +1,8 @@
 // The kernels on a GPU, against the float64 truth. Exit status 77 (skipped) where there is no GPU.
 #include <cuda_runtime_api.h>
 
+#include <cstring>
+
 #include "map_cases.h"
 #include "scan_cases.h"
 #include "selective_scan/launch.h"
@@ -29,7 +31,7 @@ template <typename T> struct DeviceArray {
     }
 };
 
-template <typename T> std::vector<T> runOnDevice(Inputs<T> const& in) {
+template <typename T> std::vector<T> runOnDevice(Inputs<T> const& in, int blockChannels) {
     DeviceArray<T> const u(in.u), delta(in.delta), B(in.B), C(in.C), y(filledWithNaN<T>(in.u.size()));
     DeviceArray<float> const A(in.A), D(in.D), deltaBias(in.deltaBias);
     auto params = in.params(y.data);
@@ -40,37 +42,50 @@ template <typename T> std::vector<T> runOnDevice(Inputs<T> const& in) {
     params.C = C.data;
     params.D = D.data;
     params.deltaBias = deltaBias.data;
-    CHECK(mtmamba::runSelectiveScan(params, cudaStream_t{}) == cudaSuccess);
+    CHECK(mtmamba::runSelectiveScan(params, blockChannels, cudaStream_t{}) == cudaSuccess);
     CHECK(cudaDeviceSynchronize() == cudaSuccess);
     return y.host();
 }
 
-template <typename T> std::vector<T> runOnDevice(MapInputs<T> const& in) {
+template <typename T> std::vector<T> runOnDevice(MapInputs<T> const& in, mtmamba::MapPlan const& plan) {
     DeviceArray<T> const x(in.x), xDbl(in.xDbl), y(filledWithNaN<T>(in.outputs()));
     DeviceArray<float> const dtWeight(in.dtWeight), dtBias(in.dtBias), A(in.A), D(in.D);
-    bool const sumsInOutput = std::is_same_v<T, float>;
-    DeviceArray<float> const sums(filledWithNaN<float>(sumsInOutput ? 1 : in.outputs()));
-    auto params = in.params(y.data, sumsInOutput ? reinterpret_cast<float*>(y.data) : sums.data);
+    DeviceArray<float> const workspace(filledWithNaN<float>(static_cast<size_t>(in.workspaceBytes(plan)) / 4));
+    auto params = in.params(y.data, workspace.data);
     params.x = x.data;
     params.xDbl = xDbl.data;
     params.dtWeight = dtWeight.data;
     params.dtBias = dtBias.data;
     params.A = A.data;
     params.D = D.data;
-    CHECK(mtmamba::runSelectiveScan2D(params, cudaStream_t{}) == cudaSuccess);
+    CHECK(mtmamba::runSelectiveScan2D(params, plan, cudaStream_t{}) == cudaSuccess);
     CHECK(cudaDeviceSynchronize() == cudaSuccess);
     return y.host();
 }
 
+// A second run must give the same bits.
+template <typename T, typename Run> std::vector<T> twice(Run const& run) {
+    std::vector<T> const first = run(), second = run();
+    CHECK(std::memcmp(first.data(), second.data(), first.size() * sizeof(T)) == 0);
+    return first;
+}
+
 template <typename T> void testType(std::string const& type) {
-    forEachCase<T>([&](std::string const& name, Inputs<T> const& inputs) {
-        compareAll(runOnDevice(inputs), makeTruth(inputs), type + ", " + name);
-    });
-    checkIsolation<T>([](Inputs<T> const& inputs) { return runOnDevice(inputs); });
-    forEachMapCase<T>([&](std::string const& name, MapInputs<T> const& inputs) {
-        compareAll(runOnDevice(inputs), makeTruth(inputs), "2D " + type + ", " + name);
-    });
-    checkMapIsolation<T>([](MapInputs<T> const& inputs) { return runOnDevice(inputs); });
+    for (int const width : {32, 16, 8}) {
+        std::string const cut = type + ", blocks of " + std::to_string(width) + ", ";
+        forEachCase<T>([&](std::string const& name, Inputs<T> const& inputs) {
+            compareAll(twice<T>([&] { return runOnDevice(inputs, width); }), makeTruth(inputs), cut + name);
+        });
+        checkIsolation<T>([&](Inputs<T> const& inputs) { return runOnDevice(inputs, width); });
+    }
+    for (mtmamba::MapPlan const& plan : {mtmamba::MapPlan{32, 1}, {16, 1}, {8, 1}, {8, 2}, {8, 4}}) {
+        std::string const cut =
+            "2D " + type + ", " + std::to_string(plan.channels) + " by " + std::to_string(plan.parts) + ", ";
+        forEachMapCase<T>([&](std::string const& name, MapInputs<T> const& inputs) {
+            compareAll(twice<T>([&] { return runOnDevice(inputs, plan); }), makeTruth(inputs), cut + name);
+        });
+        checkMapIsolation<T>([&](MapInputs<T> const& inputs) { return runOnDevice(inputs, plan); });
+    }
 }
 
 // The launcher refuses what the kernels cannot do, and launches nothing.

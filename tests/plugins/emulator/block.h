@@ -73,11 +73,12 @@ class Block {
             mPool.push_back(std::make_unique<Thread>());
         }
         mReady.clear();
+        mHead = 0;
         mThreads.clear();
         for (unsigned i = 0; i < threads; ++i) {
             prepare(*mPool[i], i, kernel);
         }
-        while (!mReady.empty()) {
+        while (mHead < mReady.size()) {
             mCurrent = next();
             enter(mCurrent->index);
             mCurrent->fiber.resume();
@@ -178,13 +179,17 @@ class Block {
     // apart as barriers allow. Others: any, by chance.
     Thread* next() {
         size_t const last = mReady.size() - 1;
-        size_t const chosen = mSeed == 0 ? 0 : mSeed == 1 ? last : mGenerator() % mReady.size();
+        size_t const chosen = mSeed == 0 ? mHead : mSeed == 1 ? last : mHead + mGenerator() % (mReady.size() - mHead);
         Thread* const thread = mReady[chosen];
         if (mSeed == 0) {
-            mReady.erase(mReady.begin());
+            ++mHead;
         } else {
             mReady[chosen] = mReady[last];
             mReady.pop_back();
+        }
+        if (mHead == mReady.size()) {
+            mReady.clear();
+            mHead = 0;
         }
         return thread;
     }
@@ -298,6 +303,7 @@ class Block {
     std::vector<Thread*> mThreads, mReady;
     std::vector<unsigned char> mShared;
     size_t mSharedBytes = 0;
+    size_t mHead = 0; // mReady begins here
     unsigned mSeed = 0, mLive = 0, mAtBarrier = 0;
     std::mt19937 mGenerator;
     std::string mError;

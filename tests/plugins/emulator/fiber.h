@@ -42,7 +42,7 @@ class Fiber {
     void start(void (*run)(void*), void* argument) {
         mRun = run;
         mArgument = argument;
-        mEntered = false;
+        mEntered = mEntered && mDone; // a fiber that ended waits at its loop's top; another needs a new stack frame
         mDone = false;
     }
 
@@ -80,9 +80,11 @@ class Fiber {
 
     static void body() {
         Fiber* const self = entering();
-        self->mRun(self->mArgument);
-        self->mDone = true;
-        _longjmp(self->mOutside, 1);
+        for (;;) {
+            self->mRun(self->mArgument);
+            self->mDone = true;
+            self->pause();
+        }
     }
 
     static Fiber*& entering() {
