@@ -6,7 +6,7 @@
 
 #ifdef MTMAMBA_SIMT
 
-namespace mtmamba {
+namespace mtmamba::backward {
 
 // One thread's states of one channel.
 template <typename Shape> struct LaneStates {
@@ -296,6 +296,6 @@ __global__ void __launch_bounds__(BackwardShape<kLanes>::kThreads, BackwardShape
     }
 }
 
-} // namespace mtmamba
+} // namespace mtmamba::backward
 
 #endif // MTMAMBA_SIMT

@@ -23,7 +23,7 @@
 #define MTMAMBA_KEEP_LOOP
 #endif
 
-namespace mtmamba {
+namespace mtmamba::backward {
 
 // How a plane is cut. A channel's states lie kPerLane to a thread, in kLanes neighbouring lanes of a warp.
 constexpr int kPerLane = 4;
@@ -113,4 +113,4 @@ template <typename T> float* divideWorkspace(BackwardPass<T>& p, float* memory) 
 
 constexpr float kLog2OfE = 1.44269504F;
 
-} // namespace mtmamba
+} // namespace mtmamba::backward

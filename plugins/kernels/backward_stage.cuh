@@ -7,7 +7,7 @@
 
 #ifdef MTMAMBA_SIMT
 
-namespace mtmamba {
+namespace mtmamba::backward {
 
 template <typename Shape> struct ChunkTensors {
     alignas(16) float B[Shape::kChunk][Shape::kStates];
@@ -199,6 +199,6 @@ MTMAMBA_DEVICE void storeLowRank(BackwardPass<T> const& p, int64_t plane, int64_
     }
 }
 
-} // namespace mtmamba
+} // namespace mtmamba::backward
 
 #endif // MTMAMBA_SIMT

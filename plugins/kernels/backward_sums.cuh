@@ -6,7 +6,7 @@
 
 #ifdef MTMAMBA_SIMT
 
-namespace mtmamba {
+namespace mtmamba::backward {
 
 constexpr int kSumThreads = 128;
 constexpr size_t kSharedBytes = 48 << 10; // a block may have without asking
@@ -136,6 +136,6 @@ template <bool kMap, typename T> cudaError_t runBackwardPass(BackwardPass<T> con
                                                    : launchBackwardPass<16, kMap>(p, stream);
 }
 
-} // namespace mtmamba
+} // namespace mtmamba::backward
 
 #endif // MTMAMBA_SIMT

@@ -22,19 +22,19 @@ template <typename T> struct SelectiveScan2DGradients {
 template <typename T>
 int64_t selectiveScan2DBackwardBytes(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width,
                                      int64_t rank, int64_t states) {
-    BackwardWorkspace const size(batch * groups, channels, height * width, rank, states);
+    backward::BackwardWorkspace const size(batch * groups, channels, height * width, rank, states);
     int64_t const sums = std::is_same<T, float>::value ? 0 : batch * groups * channels * height * width;
     return (size.floats() + sums) * int64_t{sizeof(float)};
 }
 
 // The pass over order k.
 template <typename T>
-BackwardPass<T> backwardPassOf(SelectiveScan2DParams<T> const& p, SelectiveScan2DGradients<T> const& gradients, int k,
-                               float* workspace) {
+backward::BackwardPass<T> backwardPassOf(SelectiveScan2DParams<T> const& p,
+                                         SelectiveScan2DGradients<T> const& gradients, int k, float* workspace) {
     int64_t const length = p.height * p.width, features = p.rank + 2 * p.states;
     int64_t const low = k * features * length, B = low + p.rank * length, C = B + p.states * length;
     int64_t const row = k * p.channels;
-    BackwardPass<T> pass{};
+    backward::BackwardPass<T> pass{};
     pass.u = p.x;
     pass.low = p.xDbl + low;
     pass.B = p.xDbl + B;
@@ -69,7 +69,7 @@ BackwardPass<T> backwardPassOf(SelectiveScan2DParams<T> const& p, SelectiveScan2
     pass.softplus = true;
     pass.first = k == 0;
     pass.last = k == kDirections - 1;
-    float* const rest = divideWorkspace(pass, workspace);
+    float* const rest = backward::divideWorkspace(pass, workspace);
     if constexpr (std::is_same<T, float>::value) {
         pass.sumU = gradients.x;
     } else {
@@ -87,7 +87,8 @@ cudaError_t runSelectiveScan2DBackward(SelectiveScan2DParams<T> const& p, Select
                                        void* workspace, cudaStream_t stream) {
     cudaError_t error = cudaSuccess;
     for (int k = 0; k < kDirections && error == cudaSuccess; ++k) {
-        error = runBackwardPass<true>(backwardPassOf(p, gradients, k, static_cast<float*>(workspace)), stream);
+        error =
+            backward::runBackwardPass<true>(backwardPassOf(p, gradients, k, static_cast<float*>(workspace)), stream);
     }
     return error;
 }

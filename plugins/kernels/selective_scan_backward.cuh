@@ -22,7 +22,7 @@ template <typename T> struct SelectiveScanGradients {
 // Bytes of workspace that the pass needs, exactly, 4-byte aligned. channels: of all groups.
 inline int64_t selectiveScanBackwardBytes(int64_t batch, int64_t channels, int64_t groups, int64_t states,
                                           int64_t length) {
-    BackwardWorkspace const size(batch * groups, channels / groups, length, 0, states);
+    backward::BackwardWorkspace const size(batch * groups, channels / groups, length, 0, states);
     return size.floats() * int64_t{sizeof(float)};
 }
 
@@ -33,7 +33,7 @@ inline int64_t selectiveScanBackwardBytes(int64_t batch, int64_t channels, int64
 template <typename T>
 cudaError_t runSelectiveScanBackward(SelectiveScanParams<T> const& p, SelectiveScanGradients<T> const& gradients,
                                      void* workspace, cudaStream_t stream) {
-    BackwardPass<T> pass{};
+    backward::BackwardPass<T> pass{};
     pass.u = p.u;
     pass.delta = p.delta;
     pass.B = p.B;
@@ -62,8 +62,8 @@ cudaError_t runSelectiveScanBackward(SelectiveScanParams<T> const& p, SelectiveS
     pass.gradYPixel = 1;
     pass.softplus = p.deltaSoftplus;
     pass.first = pass.last = true;
-    divideWorkspace(pass, static_cast<float*>(workspace));
-    return runBackwardPass<false>(pass, stream);
+    backward::divideWorkspace(pass, static_cast<float*>(workspace));
+    return backward::runBackwardPass<false>(pass, stream);
 }
 
 #endif // MTMAMBA_SIMT

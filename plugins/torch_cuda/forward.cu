@@ -19,7 +19,8 @@ MTMAMBA_EXPORT int mtmambaCudaSelectiveScan(ScanArguments const* a, void* y, Pla
 
 MTMAMBA_EXPORT int64_t mtmambaCudaSelectiveScan2DBytes(MapArguments const* a) {
     return withType<int64_t>(a->type, -1, [&](auto zero) {
-        return sumsBytes<decltype(zero)>(a->batch, a->groups, a->channels, a->height, a->width);
+        return workspaceBytes<decltype(zero)>(a->batch, a->groups, a->channels, a->height, a->width, a->rank,
+                                              a->states);
     });
 }
 
@@ -27,7 +28,7 @@ MTMAMBA_EXPORT int mtmambaCudaSelectiveScan2D(MapArguments const* a, void* y, Pl
     cudaError_t const error = cudaSetDevice(place->device);
     return error != cudaSuccess ? error : withType<int>(a->type, cudaErrorInvalidValue, [&](auto zero) {
         auto params = paramsOf<decltype(zero)>(*a, y);
-        params.sums = static_cast<float*>(place->workspace ? place->workspace : y);
+        params.workspace = place->workspace;
         return runSelectiveScan2D(params, static_cast<cudaStream_t>(place->stream));
     });
 }

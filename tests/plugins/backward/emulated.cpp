@@ -4,10 +4,6 @@
 
 #include <string>
 
-#ifndef __launch_bounds__
-#define __launch_bounds__(...)
-#endif
-
 inline cudaError_t emulatedSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 #define cudaSetDevice emulatedSetDevice
 #define mtmambaCudaSelectiveScanBackward scanBackward

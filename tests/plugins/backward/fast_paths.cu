@@ -3,13 +3,13 @@
 #include "kernels/selective_scan_2d_backward.cuh"
 #include "kernels/selective_scan_backward.cuh"
 
-using namespace mtmamba;
+using namespace mtmamba::backward;
 
 #define FAST_PATHS(T)                                                                                                  \
-    template __global__ void mtmamba::backwardSummaryKernel<T, 4, false>(BackwardPass<T>);                             \
-    template __global__ void mtmamba::backwardSummaryKernel<T, 4, true>(BackwardPass<T>);                              \
-    template __global__ void mtmamba::backwardChunkKernel<T, 4, false>(BackwardPass<T>);                               \
-    template __global__ void mtmamba::backwardChunkKernel<T, 4, true>(BackwardPass<T>);
+    template __global__ void mtmamba::backward::backwardSummaryKernel<T, 4, false>(BackwardPass<T>);                   \
+    template __global__ void mtmamba::backward::backwardSummaryKernel<T, 4, true>(BackwardPass<T>);                    \
+    template __global__ void mtmamba::backward::backwardChunkKernel<T, 4, false>(BackwardPass<T>);                     \
+    template __global__ void mtmamba::backward::backwardChunkKernel<T, 4, true>(BackwardPass<T>);
 
 FAST_PATHS(float)
 FAST_PATHS(__half)
