@@ -1,4 +1,5 @@
-"""The CUDA backward kernels without a GPU: their source under the block emulator, called as PyTorch's operators call it."""
+"""PyTorch's CUDA library without a GPU: its source under the block emulator, called as the operators call it. Of the forward
+kernels only that they get what they are given; tests/plugins/cpp has the rest."""
 
 import ctypes
 import hashlib
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtmamba import native
-from mtmamba.ops import cuda_kernel
+from mtmamba.ops import cuda_kernel, selective_scan, selective_scan_2d
 from mtmamba.ops.selective_scan import selective_scan_backward
 from mtmamba.ops.selective_scan_2d import selective_scan_2d_backward
 
@@ -25,11 +26,13 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 @pytest.fixture(scope="session")
 def library() -> ctypes.CDLL:
-    """plugins/torch_cuda/backward*.cu on the emulator, kept in build/ for as long as no source changes."""
+    """plugins/torch_cuda on the emulator, kept in build/ for as long as no source changes."""
     nvcc = native.find_nvcc()
     if nvcc is None:
         pytest.skip("no CUDA toolkit: its headers are needed")
-    folders = (ROOT / "plugins" / "kernels", ROOT / "plugins" / "torch_cuda", ROOT / "tests" / "plugins" / "emulator")
+    emulator = ROOT / "tests" / "plugins" / "emulator"
+    names = ("kernels", "torch_cuda", "selective_scan", "selective_scan_2d")
+    folders = (*(ROOT / "plugins" / name for name in names), emulator)
     sources = sorted(path for folder in folders for path in folder.iterdir())
     source = ROOT / "tests" / "plugins" / "backward" / "emulated.cpp"
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (source, *sources))).hexdigest()[:16]
@@ -37,7 +40,7 @@ def library() -> ctypes.CDLL:
     if not built.is_file():
         built.parent.mkdir(parents=True, exist_ok=True)
         flags = "-fPIC,-fvisibility=hidden,-U_FORTIFY_SOURCE,-Wall,-Wextra,-Werror,-Wno-unknown-pragmas"
-        includes = [f"-I{folder}" for folder in (ROOT / "plugins", folders[2])]
+        includes = [f"-I{folder}" for folder in (ROOT / "plugins", emulator)]
         # nvcc hands a .cpp file to the C++ compiler, with its headers.
         command = [nvcc, "-std=c++17", "-O2", "-shared", f"-Xcompiler={flags}", *includes, source, "-o", built]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
@@ -133,6 +136,21 @@ def map_errors(emulated: Emulated, tensors: dict[str, Tensor]) -> list[float]:
     grad_y = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
     found = emulated.run(cuda_kernel.scan_2d_backward, grad_y, *given)
     return errors(found, selective_scan_2d_backward(grad_y.double(), *(v.double() for v in given)), given)
+
+
+def test_forward(emulated: Emulated) -> None:
+    maps = list(map_tensors(B=2).values())
+    for softplus in (True, False):
+        tensors = scan_tensors(batch=2, softplus=softplus)
+        found = cuda_kernel.scan(*tensors, softplus)
+        expected = selective_scan(*(x.double() for x in tensors), softplus)
+        assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
+    expected = selective_scan_2d(*(x.double() for x in maps))
+    assert (cuda_kernel.scan_2d(*maps) - expected).abs().max() <= 2e-6 * expected.abs().max()
+    low = [x.half() if i < 2 else x for i, x in enumerate(maps)]
+    assert (cuda_kernel.scan_2d(*low) - expected).abs().max() <= 4e-3 * expected.abs().max()
+    for memory, size in emulated.workspaces:
+        assert (memory[size:] == 0xFF).all(), "written past the workspace's end"
 
 
 @pytest.mark.parametrize("softplus", [True, False])

@@ -1,4 +1,4 @@
-// The backward functions of libmtmamba_cuda.so with the emulator in the GPU's place: pointers are the host's, the
+// The functions of libmtmamba_cuda.so with the emulator in the GPU's place: pointers are the host's, the
 // stream is the number of a schedule. Same source, same calls; the tests load it where the real library would be.
 #include "cuda.h"
 
@@ -6,10 +6,20 @@
 
 inline cudaError_t emulatedSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 #define cudaSetDevice emulatedSetDevice
+#define mtmambaCudaErrorText errorText
+#define mtmambaCudaSelectiveScan scanForward
+#define mtmambaCudaSelectiveScan2D mapForward
 #define mtmambaCudaSelectiveScanBackward scanBackward
 #define mtmambaCudaSelectiveScan2DBackward mapBackward
+#include "selective_scan/launch.cu"
+#undef MTMAMBA_INSTANCE
+#include "selective_scan_2d/launch.cu"
 #include "torch_cuda/backward.cu"
 #include "torch_cuda/backward_2d.cu"
+#include "torch_cuda/forward.cu"
+#undef mtmambaCudaErrorText
+#undef mtmambaCudaSelectiveScan
+#undef mtmambaCudaSelectiveScan2D
 #undef mtmambaCudaSelectiveScanBackward
 #undef mtmambaCudaSelectiveScan2DBackward
 
@@ -32,6 +42,14 @@ template <typename Run> int emulated(Place const* place, Run const& run) {
 }
 
 } // namespace
+
+MTMAMBA_EXPORT int mtmambaCudaSelectiveScan(ScanArguments const* a, void* y, Place const* place) {
+    return emulated(place, [&] { return scanForward(a, y, place); });
+}
+
+MTMAMBA_EXPORT int mtmambaCudaSelectiveScan2D(MapArguments const* a, void* y, Place const* place) {
+    return emulated(place, [&] { return mapForward(a, y, place); });
+}
 
 MTMAMBA_EXPORT int mtmambaCudaSelectiveScanBackward(ScanArguments const* a, ScanGradientArguments const* g,
                                                     Place const* place) {
