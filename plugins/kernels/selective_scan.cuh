@@ -92,13 +92,12 @@ MTMAMBA_DEVICE void loadSegment(ScanLaunch<T> const& launch, ScanMemory<kChannel
     }
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
-        bool const inside = channel < channels && first + segment * kTokens + i < p.length;
         float const u = own.input[i], shifted = own.step[i] + bias;
-        float const d = p.deltaSoftplus ? DeviceMath::softplus(shifted) : shifted;
-        own.step[i] = inside ? d : 0.F;
-        own.input[i] = inside ? d * u : 0.F;
+        own.step[i] = p.deltaSoftplus ? DeviceMath::softplus(shifted) : shifted;
+        own.input[i] = own.step[i] * u;
         own.y[i] = skip * u;
     }
+    clearPastEnd(own, p.length - first - segment * kTokens);
 }
 
 // y of the tile from `first` on, by way of shared memory: neighbouring threads write neighbouring tokens.

@@ -96,14 +96,14 @@ template <typename T> struct MapLaunch {
     T const* features;
     float* sums[kMaxParts]; // of each part
     int64_t pitch;          // of the features
-    int pixelBytes;         // from one pixel of tokens or y to the next
-    int sumBytes;           // of sums
+    uint32_t pixelBytes;    // from one pixel of tokens or y to the next
+    uint32_t sumBytes;      // of sums
     int64_t channelBlocks;
     int parts;
 };
 
 template <int kChannels> struct alignas(16) MapMemory {
-    int pixels[Shape<kChannels>::kTile]; // of the tile's tokens; -1 past the end
+    int pixels[Shape<kChannels>::kTile]; // of the tile's tokens; 0 past the end
     float weights[kRows][kChannels + 1];
     TileMemory<kChannels> tile; // goes on past its end
 
@@ -130,12 +130,13 @@ struct MapPlace {
 
 // The value at a pixel, `base` being pixel 0's of the same channel. pixelBytes: from one pixel to the next. A single
 // multiplication of 32 by 32 bits, added to the address.
-template <typename T> MTMAMBA_DEVICE T* atPixel(T* base, int pixel, int pixelBytes) {
+template <typename T> MTMAMBA_DEVICE T* atPixel(T* base, int pixel, uint32_t pixelBytes) {
     using Byte = typename std::conditional<std::is_const<T>::value, char const, char>::type;
-    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) + static_cast<int64_t>(pixel) * pixelBytes);
+    return reinterpret_cast<T*>(reinterpret_cast<Byte*>(base) +
+                                static_cast<uint64_t>(static_cast<uint32_t>(pixel)) * pixelBytes);
 }
 
-// The pixels of this thread's tokens; -1 past the end.
+// The pixels of this thread's tokens; past the end the first one, which counts for nothing there.
 template <int kChannels> MTMAMBA_DEVICE void loadPixels(MapMemory<kChannels> const& memory, int* pixels) {
     int const segment = static_cast<int>(threadIdx.x) / kChannels;
     MTMAMBA_UNROLL
@@ -158,7 +159,6 @@ MTMAMBA_DEVICE void loadTokens(MapLaunch<T> const& launch, MapPlace const& place
     loadPixels(memory, pixels);
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
-        pixels[i] = pixels[i] < 0 ? 0 : pixels[i]; // any that exists: the token counts for nothing
         own.input[i] = toFloat(*atPixel(from, pixels[i], launch.pixelBytes));
         own.y[i] = 0.F;
     }
@@ -225,7 +225,7 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
         stageVectors<kChannels>(features + r0 * launch.pitch, launch.pitch, S::kTile, count, memory.tile.rows);
         loadWeights(p, place, memory, r0, count);
         for (int i = thread; r0 == 0 && i < S::kTile; i += kThreads) {
-            memory.pixels[i] = i < left ? pixelOf(place.direction, static_cast<int>(first) + i, height, width) : -1;
+            memory.pixels[i] = i < left ? pixelOf(place.direction, static_cast<int>(first) + i, height, width) : 0;
         }
         __syncthreads();
         if (r0 == 0) { // early: these come from far
@@ -236,23 +236,25 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
     } while (r0 < rank);
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
-        bool const exists = segment * kTokens + i < left;
         float const u = own.input[i], d = DeviceMath::softplus(own.step[i]);
-        own.step[i] = exists ? d : 0.F;
-        own.input[i] = exists ? d * u : 0.F;
+        own.step[i] = d;
+        own.input[i] = d * u;
         own.y[i] += skip * u;
+    }
+    if (left < S::kTile) {
+        clearPastEnd(own, left - segment * kTokens);
     }
 }
 
-// y of this thread's tokens to `target`, pixel 0's of its channel.
+// y of this thread's first `count` tokens to `target`, pixel 0's of its channel.
 template <typename Target, int kChannels>
-MTMAMBA_DEVICE void storeSegment(Target* target, int pixelBytes, MapMemory<kChannels> const& memory,
-                                 Segment const& own) {
+MTMAMBA_DEVICE void storeSegment(Target* target, uint32_t pixelBytes, MapMemory<kChannels> const& memory,
+                                 Segment const& own, int count) {
     int pixels[kTokens];
     loadPixels(memory, pixels);
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
-        if (pixels[i] >= 0) {
+        if (i < count) {
             store(atPixel(target, pixels[i], pixelBytes), own.y[i]);
         }
     }
@@ -287,10 +289,11 @@ MTMAMBA_DEVICE void scanDirection(MapLaunch<T> const& launch, MapPlace const& pl
         }
         if (place.lane < place.channels) {
             int64_t const at = place.firstPixel(p);
+            int const count = static_cast<int>(length - first) - static_cast<int>(threadIdx.x) / kChannels * kTokens;
             if (last && launch.parts == 1) {
-                storeSegment(p.y + at, launch.pixelBytes, memory, own);
+                storeSegment(p.y + at, launch.pixelBytes, memory, own, count);
             } else {
-                storeSegment(sums + at, launch.sumBytes, memory, own);
+                storeSegment(sums + at, launch.sumBytes, memory, own, count);
             }
         }
         turn ^= 1;
@@ -358,8 +361,8 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     launch.tokens = tokens;
     launch.features = features;
     launch.pitch = layout.pitch;
-    launch.pixelBytes = static_cast<int>(p.channels) * static_cast<int>(sizeof(T));
-    launch.sumBytes = static_cast<int>(p.channels) * static_cast<int>(sizeof(float));
+    launch.pixelBytes = static_cast<uint32_t>(p.channels * static_cast<int64_t>(sizeof(T)));
+    launch.sumBytes = static_cast<uint32_t>(p.channels * static_cast<int64_t>(sizeof(float)));
     launch.parts = plan.parts;
     SumParams<T> sum{};
     int const inOutput = plan.parts - static_cast<int>(layout.sumCount);

@@ -55,6 +55,15 @@ struct Segment {
     float y[kTokens];
 };
 
+// Tokens from `count` on change no state.
+MTMAMBA_DEVICE void clearPastEnd(Segment& own, int64_t count) {
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        own.step[i] = i < count ? own.step[i] : 0.F;
+        own.input[i] = i < count ? own.input[i] : 0.F;
+    }
+}
+
 // Four consecutive floats of shared memory, aligned to 16 bytes.
 MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
     float4 const v = *reinterpret_cast<float4 const*>(source);
