@@ -23,7 +23,7 @@ MUFU_A_TOKEN = 2  # of softplus; then one a state and token, and one a state and
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Instructions a thread issues: for a state of a segment, folding on one earlier warp's segments, a row of the low
-    rank, a vector staged; and once a tile at most (both ways to store y, remainders of unrolled loops included)."""
+    rank, a vector staged; and once a tile at most (the remainders of unrolled loops, which mostly do not run, included)."""
 
     state: int
     fold: int
@@ -34,9 +34,9 @@ class Counts:
 
 # By channels of a block. selectiveScan2DKernel<__half, ...>, nvcc 13.0, sm_90.
 COUNTS = {
-    32: Counts(state=133, fold=7, row=23.5, vector=14.5, tile=1249),
-    16: Counts(state=138, fold=9, row=23.5, vector=14.5, tile=1249),
-    8: Counts(state=146, fold=13, row=23.5, vector=14.5, tile=1248),
+    32: Counts(state=133, fold=7, row=23.5, vector=14.5, tile=1039),
+    16: Counts(state=138, fold=9, row=23.5, vector=14.5, tile=1040),
+    8: Counts(state=146, fold=13, row=23.5, vector=14.5, tile=1037),
 }
 
 
@@ -124,8 +124,8 @@ def predict(size: Size, element: int = 2) -> dict[str, float | str]:
     }
 
 
-def loops(function: str) -> tuple[list[tuple[int, int, list[str]]], int]:
-    """(first, last address, instructions) of every loop of a disassembled function, and how many instructions it has."""
+def loops(function: str) -> tuple[list[tuple[int, int, list[str]]], list[int]]:
+    """(first, last address, instructions) of every loop of a disassembled function, and all its addresses."""
     code = [(int(m[1], 16), m[2]) for m in re.finditer(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", function)]
     found = []
     for address, text in code:
@@ -133,12 +133,12 @@ def loops(function: str) -> tuple[list[tuple[int, int, list[str]]], int]:
         if target and int(target[1], 16) < address:
             first = int(target[1], 16)
             found.append((first, address, [t for a, t in code if first <= a <= address]))
-    return found, len(code)
+    return found, [address for address, _ in code]
 
 
 def read_counts(function: str) -> Counts:
     """What COUNTS holds, from the loops: the states' is the shortest with a barrier, the tile's the longest but one."""
-    found, _ = loops(function)
+    found, addresses = loops(function)
     by_length = sorted(found, key=lambda loop: len(loop[2]))
 
     def has(loop: tuple[int, int, list[str]], *names: str) -> bool:
@@ -157,12 +157,14 @@ def read_counts(function: str) -> Counts:
         x for x in found if tile[0] <= x[0] < x[1] <= tile[1] and not any(x[0] <= y[0] and y[1] < x[1] for y in found)
     ]
     inner = [x for x in leaves if x is not fold]
+    chunk = max((x for x in found if x[0] < state[0] and state[1] < x[1] < tile[1]), key=lambda x: x[0])
+    stores = sum(chunk[1] < address <= tile[1] for address in addresses)  # as y's type and as float32: one of them runs
     return Counts(
         state=len(state[2]) - len(fold[2]),
         fold=len(fold[2]),
         row=len(row[2]) / 2,
         vector=len(stage[0][2]) / 4,
-        tile=len(tile[2]) - len(state[2]) - sum(len(x[2]) for x in inner),
+        tile=len(tile[2]) - len(state[2]) - sum(len(x[2]) for x in inner if x is not state) - stores // 2,
     )
 
 

@@ -97,7 +97,6 @@ MTMAMBA_DEVICE void loadSegment(ScanLaunch<T> const& launch, ScanMemory<kChannel
         own.input[i] = own.step[i] * u;
         own.y[i] = skip * u;
     }
-    clearPastEnd(own, p.length - first - segment * kTokens);
 }
 
 // y of the tile from `first` on, by way of shared memory: neighbouring threads write neighbouring tokens.

@@ -241,9 +241,6 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
         own.input[i] = d * u;
         own.y[i] += skip * u;
     }
-    if (left < S::kTile) {
-        clearPastEnd(own, left - segment * kTokens);
-    }
 }
 
 // y of this thread's first `count` tokens to `target`, pixel 0's of its channel.

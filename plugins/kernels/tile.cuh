@@ -48,21 +48,12 @@ template <int kChannels> struct TileMemory {
     MTMAMBA_DEVICE float* carry(int turn, int states) { return A() + (1 + turn) * states * kChannels; }
 };
 
-// What a thread knows of its tokens. A token past the end has step = input = 0: it changes no state.
+// What a thread knows of its tokens. Those past the end may hold anything: no token before them sees them.
 struct Segment {
     float step[kTokens];  // d
     float input[kTokens]; // d u
     float y[kTokens];
 };
-
-// Tokens from `count` on change no state.
-MTMAMBA_DEVICE void clearPastEnd(Segment& own, int64_t count) {
-    MTMAMBA_UNROLL
-    for (int i = 0; i < kTokens; ++i) {
-        own.step[i] = i < count ? own.step[i] : 0.F;
-        own.input[i] = i < count ? own.input[i] : 0.F;
-    }
-}
 
 // Four consecutive floats of shared memory, aligned to 16 bytes.
 MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
