@@ -1,8 +1,8 @@
 // One step of the recurrence, shared by every kernel: CUDA threads run it on a float, the CPU kernel on a vector of
-// channels. No CUDA and no SIMD headers here: a host compiler alone compiles it.
+// channels. `Math` says what a value is and what decay(exponent) is. No CUDA and no SIMD headers here: a host compiler
+// alone compiles it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -23,14 +23,6 @@ constexpr int kFastStates = 16;
 
 // K, the orders of a two-dimensional scan: rows, columns, rows reversed, columns reversed.
 constexpr int kDirections = 4;
-
-// The C library's functions, to a unit in the last place or two.
-struct LibraryMath {
-    using Value = float;
-    static MTMAMBA_HOST_DEVICE float decay(float exponent) { return expf(exponent); }
-    // log(1 + exp(x)); past 20 it equals x in float32.
-    static MTMAMBA_HOST_DEVICE float softplus(float x) { return x > 20.F ? x : log1pf(expf(x)); }
-};
 
 // What one token does to a state: h <- decay h + added.
 template <typename Math> struct Step {
