@@ -68,10 +68,10 @@ def centred_view(picture: Size, size: Size) -> View:
     return View(top=(picture[0] - height) // 2, left=(picture[1] - width) // 2, height=height, width=width)
 
 
-def random_view(picture: Size, size: Size, rng: np.random.Generator) -> View:
-    """A view at a scale of 0.5 to 2 times the unaugmented one, mirrored half the time. Along each axis, a window that
-    is smaller than the picture lies anywhere in it, a larger one has the picture in its middle."""
-    scale = rng.uniform(*SCALES)
+def random_view(picture: Size, size: Size, rng: np.random.Generator, scales: tuple[float, float] = SCALES) -> View:
+    """A view at a scale of `scales` (from, to) times the unaugmented one, mirrored half the time. Along each axis, a
+    window that is smaller than the picture lies anywhere in it, a larger one has the picture in its middle."""
+    scale = rng.uniform(*scales)
     whole = fitting_window(picture, size)
     height, width = (max(1, round(side / scale)) for side in whole)
     top, left = (

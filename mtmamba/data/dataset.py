@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 import torch.utils.data
 
-from mtmamba.data.augment import Colours, Sample, Size, centred_view, look, random_colours, random_view
+from mtmamba.data.augment import SCALES, Colours, Sample, Size, centred_view, look, random_colours, random_view
 from mtmamba.tasks import Task
 
 Index = int | tuple[int, int]
@@ -36,10 +36,18 @@ class DenseDataset(torch.utils.data.Dataset[Sample]):
     """
 
     def __init__(
-        self, source: Source, tasks: tuple[Task, ...], size: Size, *, output_scale: int = 1, augment: bool, seed: int
+        self,
+        source: Source,
+        tasks: tuple[Task, ...],
+        size: Size,
+        *,
+        output_scale: int = 1,
+        augment: bool,
+        seed: int,
+        scales: tuple[float, float] = SCALES,
     ) -> None:
         self.source, self.tasks, self.size = source, tasks, size
-        self.output_scale, self.augment, self.seed = output_scale, augment, seed
+        self.output_scale, self.augment, self.seed, self.scales = output_scale, augment, seed, scales
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,7 +61,7 @@ class DenseDataset(torch.utils.data.Dataset[Sample]):
         output = (self.output_scale * self.size[0], self.output_scale * self.size[1])
         if self.augment:
             rng = np.random.default_rng((self.seed, epoch, number))
-            view, colours = random_view(picture, output, rng), random_colours(rng)
+            view, colours = random_view(picture, output, rng, self.scales), random_colours(rng)
         else:
             view, colours = centred_view(picture, output), Colours()
         return look(raw, self.tasks, self.size, self.output_scale, view, colours)
