@@ -17,8 +17,11 @@ from mtmamba.published import from_published, infer_config, is_published
 FORMAT, VERSION = "mtmamba", 1
 
 
-def save_checkpoint(path: Path, model: MTMamba, extra: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: Path, model: MTMamba, extra: dict[str, Any] | None = None, training: dict[str, Any] | None = None
+) -> None:
     """Write model and configuration atomically. extra: plain data to travel along (metrics, the training command).
+    training: tensors and plain data that only going on with the training needs; `load_checkpoint` does not look at it.
 
     Raises MtmError where the file cannot be written; an older file of that name then stays as it was.
     """
@@ -28,6 +31,7 @@ def save_checkpoint(path: Path, model: MTMamba, extra: dict[str, Any] | None = N
         "config": model.config.to_dict(),
         "model": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         "extra": extra or {},
+        **({"training": training} if training else {}),
     }
     with atomic_path(Path(path)) as temporary:
         try:

@@ -1,36 +1,21 @@
-"""Training: it learns, it is repeatable, its schedule, clipping and clock do what they say; the command's errors."""
+"""A training step: it learns, clips, averages, accumulates, and runs in bfloat16; the priors that heads start from."""
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from mtmamba.checkpoint import load_checkpoint
 from mtmamba.config import preset
 from mtmamba.data.synthetic import SyntheticScenes
 from mtmamba.errors import MtmError
-from mtmamba.losses import task_losses
+from mtmamba.losses import task_losses, total_loss
 from mtmamba.model import MTMamba
 from mtmamba.tasks import dataset
-from mtmamba.train import (
-    HELD_OUT_SEED,
-    Recipe,
-    Step,
-    Trainer,
-    evaluate,
-    held_out_scenes,
-    learning_rate,
-    run_steps,
-    start_from_priors,
-    train,
-)
-from mtmamba.train_cli import main
+from mtmamba.train.engine import Trainer, launch, start_from_priors
+from mtmamba.train.recipe import Recipe
 
 TASKS = dataset("synthetic").tasks
 SIZE = (32, 40)
@@ -50,7 +35,17 @@ class SmallNet(nn.Module):
 
 
 def recipe(**changes: Any) -> Recipe:
-    return Recipe(**{"size": SIZE, "batch": 2, "lr": 1e-2, "iterations": 4, **changes})
+    return Recipe(**{"sizes": (SIZE,), "batch": 2, "lr": 1e-2, "iterations": 4, **changes})
+
+
+def trainer_of(model: nn.Module, **changes: Any) -> Trainer:
+    plan = recipe(**changes)
+    return Trainer(launch(plan, "cpu"), model, TASKS, plan)
+
+
+def small_trainer(**changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    return trainer_of(SmallNet(), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -59,40 +54,123 @@ def batch() -> dict[str, Tensor]:
     return default_collate([scenes[0], scenes[1]])
 
 
-def small_trainer(**changes: Any) -> Trainer:
-    torch.manual_seed(0)
-    return Trainer(SmallNet(), TASKS, recipe(**changes))
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("combine", ["log", "sum"])
-def test_steps_on_one_batch_lower_every_loss(batch: dict[str, Tensor], combine: str) -> None:
-    trainer = small_trainer(combine=combine)
-    steps = [trainer.step(batch, 0.0) for _ in range(60)]
+@pytest.mark.parametrize("loss", ["log", "sum"])
+def test_steps_on_one_batch_lower_every_loss(batch: dict[str, Tensor], loss: str) -> None:
+    trainer = small_trainer(loss=loss)
+    steps = [trainer.step([batch], 0.0) for _ in range(60)]
     assert steps[-1].loss < steps[0].loss
     for name, first in steps[0].losses.items():
         assert steps[-1].losses[name] < first, name
 
 
-def test_the_model_itself_learns_a_batch(batch: dict[str, Tensor]) -> None:
+def test_the_total_is_what_the_recipe_says(batch: dict[str, Tensor]) -> None:
+    weights = {"edge": 50.0, "normals": 10.0}
+    trainer = small_trainer(loss="sum", loss_weights=weights)
+    step = trainer.step([batch], 0.0)
+    by_hand = sum(weights.get(name, 1.0) * value for name, value in step.losses.items())
+    assert step.loss == pytest.approx(by_hand, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["mtmamba", "mtmamba++"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_models_learn_a_batch(batch: dict[str, Tensor], variant: str, precision: str) -> None:
     torch.manual_seed(0)
+    config = preset("synthetic", "nano", variant=variant)
+    trainer = trainer_of(MTMamba(config), lr=4e-3, precision=precision, recompute=precision == "bf16")
+    steps = [trainer.step([batch], 0.0) for _ in range(5)]
+    assert steps[-1].loss < steps[0].loss - 0.5
+    assert all(p.dtype == torch.float32 for p in trainer.module.parameters())
+
+
+def test_bf16_rounds_and_stays_near(batch: dict[str, Tensor]) -> None:
+    """The first step's losses differ from float32's, by no more than bfloat16's three digits."""
     config = preset("synthetic", "nano")
-    trainer = Trainer(MTMamba(config), config.task_list, recipe(lr=2e-3))
-    steps = [trainer.step(batch, 0.0) for _ in range(8)]
-    assert steps[-1].loss < steps[0].loss - 1
-    assert steps[-1].iteration == 8
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        losses.append(trainer_of(MTMamba(config), precision=precision).step([batch], 0.0).losses)
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_random_draws_are_of_the_seed_and_the_iteration(batch: dict[str, Tensor]) -> None:
+    """With weights that stand still, steps drop other paths each, and another trainer the same ones again."""
+    config = replace(preset("synthetic", "nano", tasks=("depth",)), drop_path_decoder=0.5)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        plan = recipe(lr=1e-30, seed=seed)
+        trainer = Trainer(launch(plan, "cpu"), MTMamba(config), config.task_list, plan)
+        found.append([trainer.step([batch], 0.0).loss for _ in range(3)])
+    assert found[0] == found[1] and len({*found[0], *found[2]}) == 6
+
+
+def test_recomputing_changes_no_number(batch: dict[str, Tensor]) -> None:
+    config = preset("synthetic", "nano", tasks=("semseg", "depth"))
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        plan = recipe(recompute=recompute)
+        trainer = Trainer(launch(plan, "cpu"), MTMamba(config), config.task_list, plan)
+        found.append((trainer.step([batch], 0.0), gradients(trainer.module)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_gradients_are_clipped_before_the_step(batch: dict[str, Tensor]) -> None:
+    loose, tight = small_trainer(clip_norm=1e9), small_trainer(clip_norm=1e-3)
+    free, clipped = loose.step([batch], 0.0), tight.step([batch], 0.0)
+    assert clipped.grad_norm == free.grad_norm > 1e-2, "the norm is reported as it was before clipping"
+    norm = torch.stack([g.norm() for g in gradients(loose.module)]).norm().item()
+    assert norm == pytest.approx(free.grad_norm, rel=1e-5)
+    for ours, theirs in zip(gradients(tight.module), gradients(loose.module), strict=True):
+        torch.testing.assert_close(ours, theirs * (1e-3 / free.grad_norm), rtol=1e-3, atol=1e-9)
+    # AdamW's first moment saw the clipped ones.
+    moments = [state["exp_avg"] for state in tight.optimizer.state_dict()["state"].values()]
+    assert torch.stack([m.norm() for m in moments]).norm().item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_the_average_follows_its_formula(batch: dict[str, Tensor]) -> None:
+    trainer = small_trainer(ema=0.3)  # below the warm-up's decay from the third step on
+    name, expected = "body.bias", None
+    for k in range(5):
+        trainer.step([batch], 0.0)
+        now = trainer.module.state_dict()[name].clone()
+        decay = 0.0 if k == 0 else min(0.3, 1 - (1 + k) ** (-2 / 3))
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+        torch.testing.assert_close(trainer.weights.state_dict()[name], expected)
+    assert trainer.weights is not trainer.module
+    assert small_trainer(ema=0.0).weights is not None
+    plain = small_trainer()
+    assert plain.weights is plain.module
+
+
+def test_parts_of_a_batch_give_the_mean_of_their_gradients(batch: dict[str, Tensor]) -> None:
+    parts = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(2)]
+    trainer = small_trainer(accumulate=2, clip_norm=1e9)
+    step = trainer.step(parts, 0.0)
+    reference = small_trainer().module
+    totals = [total_loss(task_losses(TASKS, reference(part["image"]), part)) for part in parts]
+    torch.stack(totals).mean().backward()
+    assert step.loss == pytest.approx(sum(t.item() for t in totals) / 2, rel=1e-6)
+    for ours, theirs in zip(gradients(trainer.module), gradients(reference), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_heads_start_from_what_is_likely(batch: dict[str, Tensor]) -> None:
     torch.manual_seed(0)
-    config = preset("synthetic", "nano")
-    model = MTMamba(config)
+    model = MTMamba(preset("synthetic", "nano"))
 
     def bias_of(name: str) -> Tensor:
         return model.heads[name].get_parameter("project.bias")
 
     with torch.no_grad():
         before = task_losses(TASKS, model(batch["image"]), batch)
-        start_from_priors(model, TASKS, batch)
+        start_from_priors(model.heads, TASKS, batch)
         after = task_losses(TASKS, model(batch["image"]), batch)
     assert all(after[name] < before[name] for name in ("semseg", "human_parts", "depth", "normals", "edge"))
     frequency = batch["semseg"].long().flatten().bincount(minlength=40) / batch["semseg"].numel()
@@ -101,140 +179,20 @@ def test_heads_start_from_what_is_likely(batch: dict[str, Tensor]) -> None:
     nothing = {name: torch.full_like(label, 255) for name, label in batch.items()} | {
         name: torch.zeros_like(batch[name]) for name in ("depth", "normals")
     }
-    start_from_priors(model, TASKS, nothing)
+    start_from_priors(model.heads, TASKS, nothing)
     assert bias_of("depth").item() == pytest.approx(batch["depth"].mean().item(), rel=1e-5)
 
 
-def test_same_recipe_same_weights() -> None:
-    config = preset("synthetic", "nano")
-    short = Recipe(size=(16, 24), batch=1, lr=1e-3, iterations=2)
-    (one, last_one), (two, last_two) = train(config, short), train(config, short)
-    assert last_one == last_two
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    other, _ = train(config, Recipe(size=(16, 24), batch=1, lr=1e-3, iterations=2, seed=1))
-    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def test_schedule() -> None:
-    plain = recipe(lr=1.0)
-    assert [learning_rate(plain, x) for x in (0, 0.5, 1)] == pytest.approx([1, 0.5**0.9, 0])
-    risen = recipe(lr=1.0, warmup=0.1)
-    assert 0 < learning_rate(risen, 0) < 0.02
-    assert learning_rate(risen, 0.05) == pytest.approx(0.51 * 0.95**0.9)
-    assert learning_rate(risen, 0.2) == pytest.approx(0.8**0.9)
-
-
-def test_gradients_are_clipped(batch: dict[str, Tensor]) -> None:
-    trainer = small_trainer(clip_norm=1e-3)
-    assert trainer.step(batch, 0.0).grad_norm > 1e-3
-    norm = torch.stack([p.grad.norm() for p in trainer.model.parameters() if p.grad is not None]).norm()
-    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_divergence_is_said(batch: dict[str, Tensor]) -> None:
+def test_divergence_is_said_and_changes_nothing(batch: dict[str, Tensor]) -> None:
     trainer = small_trainer()
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
+    broken = {**batch, "image": batch["image"] * float("nan")}
+    before = [p.clone() for p in trainer.module.parameters()]
     with pytest.raises(MtmError, match="training diverged at iteration 0 .*choose a smaller --lr"):
-        trainer.step(batch, 0.0)
+        trainer.step([broken], 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.module.parameters(), strict=True))
 
 
-def test_run_counts_iterations_and_progress(batch: dict[str, Tensor]) -> None:
-    seen: list[Step] = []
-    last = run_steps(small_trainer(iterations=3), iter([batch] * 3), seen.append)
-    assert [step.iteration for step in seen] == [1, 2, 3] and seen[-1] == last
-    assert [step.progress for step in seen] == pytest.approx([0, 1 / 3, 2 / 3])
-
-
-def test_run_by_the_clock(batch: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step every 6 s of a clock of the test's own: half a minute is five steps."""
-    ticks = iter(range(0, 1000, 6))
-    monkeypatch.setattr("mtmamba.train.time.monotonic", lambda: next(ticks))
-
-    def endless() -> Iterator[dict[str, Tensor]]:
-        while True:
-            yield batch
-
-    assert run_steps(small_trainer(iterations=None, minutes=0.5), endless()).iteration == 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"minutes": 1.0}, "either a number of iterations or of minutes"),
-        ({"iterations": None}, "either a number of iterations or of minutes"),
-        ({"lr": 0.0}, "more than 0 of lr"),
-        ({"batch": 0}, "more than 0 of batch"),
-        ({"seed": HELD_OUT_SEED}, "held out"),
-    ],
-)
-def test_recipes_that_make_no_run(changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(MtmError, match=sentence):
-        recipe(**changes)
-
-
-def test_other_datasets_are_refused() -> None:
-    with pytest.raises(MtmError, match="this version trains on no other"):
-        train(preset("nyudv2", "nano"), recipe())
-
-
-def test_evaluation_does_not_depend_on_the_batch() -> None:
-    torch.manual_seed(0)
-    model = SmallNet()
-    scenes = held_out_scenes(3, SIZE)
-    (ours, constant), (again, constant_again) = evaluate(model, TASKS, scenes, 1), evaluate(model, TASKS, scenes, 2)
-    for task in TASKS:
-        assert ours[task.name] == pytest.approx(again[task.name], rel=1e-4)
-        assert constant[task.name] == pytest.approx(constant_again[task.name], rel=1e-9)
-
-
-def run(*options: str) -> Any:
-    return CliRunner().invoke(main, list(options))
-
-
-def test_command_writes_a_checkpoint_with_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtmamba.train.torch.set_num_threads", lambda threads: None)
-    output = tmp_path / "new" / "best.pth"
-    options = ["--iterations", "2", "--batch", "1", "--size", "16x24", "--eval-scenes", "2", "--workers", "0"]
-    result = run(*options, "--output", str(output), "--json")
-    assert result.exit_code == 0, result.output
-    printed = json.loads(result.stdout)
-    assert printed["iterations"] == 2 and set(printed["metrics"]) == {task.name for task in TASKS}
-    assert set(printed["constant"]) == set(printed["metrics"])
-    model = load_checkpoint(output)
-    assert set(model(torch.zeros(1, 3, 32, 32))) == set(printed["metrics"])
-    extra = torch.load(output, weights_only=True)["extra"]
-    assert extra["metrics"] == printed["metrics"]
-    assert not result.stderr, "quiet in a pipe"
-    assert [path.name for path in output.parent.iterdir()] == ["best.pth"]
-
-
-@pytest.mark.parametrize("size", ["96", "96x", "ax128", "4x128", "96x128x3", "-96x128"])
-def test_bad_size(size: str, tmp_path: Path) -> None:
-    result = run(f"--size={size}", "--output", str(tmp_path / "best.pth"))
-    assert result.exit_code == 2
-    assert "expected HEIGHTxWIDTH of at least 8 pixels" in result.stderr
-
-
-def test_iterations_and_minutes() -> None:
-    result = run("--iterations", "3", "--minutes", "1")
-    assert result.exit_code == 2 and "not both" in result.stderr
-
-
-@pytest.mark.parametrize(
-    "option", ["--iterations=0", "--minutes=0", "--batch=0", "--lr=0", "--seed=-1", "--data=x", "--preset=x"]
-)
-def test_bad_options(option: str) -> None:
-    result = run(option)
-    assert result.exit_code == 2 and "Invalid value" in result.stderr
-
-
-def test_unwritable_output(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    result = run("--output", str(tmp_path / "file" / "best.pth"))
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ") and "choose another output with --output" in result.stderr
-    result = run("--output", str(tmp_path))
-    assert result.exit_code == 1 and "found a folder" in result.stderr
-    result = run("--output", str(tmp_path), "--json")
-    assert result.exit_code == 1 and "found a folder" in json.loads(result.stdout)["error"]
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(MtmError, match="choose --device cpu"):
+        launch(recipe(), "cuda")

@@ -1,0 +1,134 @@
+"""`mtm-train`: what it writes and says, resuming by command, and the errors of its options."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from mtmamba.checkpoint import load_checkpoint
+from mtmamba.tasks import dataset
+from mtmamba.train_cli import main
+
+NAMES = {task.name for task in dataset("synthetic").tasks}
+SHORT = ("--batch", "1", "--size", "16x24", "--eval-items", "2", "--workers", "0", "--scenes", "4", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)
+
+
+def run(*options: str) -> Result:
+    return CliRunner().invoke(main, list(options))
+
+
+def test_a_checkpoint_with_its_metrics(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "best.pth"
+    result = run(*SHORT, "--iterations", "2", "--output", str(output), "--json")
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["iterations"] == 2 and printed["checkpoint"] == str(output)
+    assert set(printed["metrics"]) == set(printed["constant"]) == NAMES
+    model = load_checkpoint(output)
+    assert set(model(torch.zeros(1, 3, 32, 32))) == NAMES and model.config.input_size == (16, 24)
+    extra = torch.load(output, weights_only=True)["extra"]
+    assert extra["metrics"] == printed["metrics"] and extra == json.loads(output.with_suffix(".json").read_text())
+    assert not result.stderr, "quiet in a pipe"
+    assert sorted(path.name for path in output.parent.iterdir()) == ["best.json", "best.pth", "best.run"]
+
+    again = run(*SHORT, "--iterations", "2", "--output", str(output))
+    assert again.exit_code == 1 and "there is a run already" in again.stderr
+    told = run("--resume", str(tmp_path / "new" / "best.run"), "--workers", "0", "--eval-items", "2")
+    assert told.exit_code == 0 and "held-out images" in told.stdout and "2 steps" in told.stdout
+    other = run("--resume", str(output), "--lr", "0.5", "--workers", "0")
+    assert other.exit_code == 1 and "started otherwise (lr: 0.004, now 0.5)" in other.stderr
+    anew = run(*SHORT, "--iterations", "1", "--output", str(output), "--overwrite", "--json")
+    assert anew.exit_code == 0 and json.loads(anew.stdout)["iterations"] == 1
+
+
+def test_options_reach_the_model_and_the_recipe(tmp_path: Path) -> None:
+    options = ("--tasks", "depth,edge", "--variant", "mtmamba++", "--cross-task", "none", "--loss-weight", "edge=5")
+    result = run(*SHORT, *options, "--iterations", "1", "--ema", "0", "--resume", "auto", "--output", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    about = json.loads((tmp_path / "best.json").read_text())
+    config = load_checkpoint(tmp_path / "best.pth").config
+    assert (config.tasks, config.variant, config.cross_task) == (("depth", "edge"), "mtmamba++", "none")
+    recipe = about["recipe"]
+    assert recipe["loss"] == "sum" and recipe["loss_weights"] == {"edge": 5.0} and recipe["ema"] == 0
+    assert recipe["sizes"] == [[16, 24]] and recipe["augment"] and set(about["metrics"]) == {"depth", "edge"}
+
+
+def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtmamba.train.engine import Trainer
+
+    step = Trainer.step
+
+    def interrupted_step(self: Trainer, *arguments: Any) -> Any:
+        done = step(self, *arguments)
+        if done.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(Trainer, "step", interrupted_step)
+    options = (*SHORT, "--iterations", "50", "--output", str(tmp_path))
+    result = run(*options)
+    assert result.exit_code == 130
+    assert f"stopped after 2 steps; go on with: mtm-train --resume {tmp_path}" in result.stdout
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["training"]["iteration"] == 2
+
+
+@pytest.mark.parametrize("size", ["96", "96x", "ax128", "4x128", "96x128x3", "-96x128"])
+def test_bad_size(size: str) -> None:
+    result = run(f"--size={size}")
+    assert result.exit_code == 2 and "expected HEIGHTxWIDTH of at least 8 pixels" in result.stderr
+
+
+def test_iterations_and_minutes() -> None:
+    result = run("--iterations", "3", "--minutes", "1")
+    assert result.exit_code == 2 and "not both" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--iterations=0", "--minutes=0", "--batch=0", "--lr=0", "--seed=-1", "--data=x", "--preset=x", "--ema=1"]
+    + ["--loss=x", "--loss-weight=edge", "--precision=fp16", "--variant=x", "--cross-task=x", "--save-every=0"],
+)
+def test_bad_options(option: str) -> None:
+    result = run(option)
+    assert result.exit_code == 2 and "Invalid value" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--tasks", "depth,colour"), "dataset synthetic has no task 'colour'"),
+        (("--lr", "nan"), "more than 0 of lr"),
+        (("--loss-weight", "colour=2"), "the model has no task 'colour'"),
+        (("--data", "nyudv2"), "name its folder"),
+        (("--resume", "nowhere"), "expected a checkpoint file, found nothing there"),
+        (("--pretrained", "no-such.pth", "--scenes", "1"), "found nothing there"),
+        (("--device", "cuda"), "choose --device cpu"),
+    ],
+)
+def test_one_sentence_errors(
+    options: tuple[str, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run(*options)
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and sentence in result.stderr, result.stderr
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    result = run("--output", str(tmp_path / "file" / "best.pth"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and "choose another output with --output" in result.stderr
+    result = run("--output", str(tmp_path / "file" / "best.pth"), "--json")
+    assert result.exit_code == 1 and "choose another output" in json.loads(result.stdout)["error"]
