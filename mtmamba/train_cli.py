@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from rich.progress import Progress
 
 from mtmamba.config import CROSS_TASK, ENCODERS, VARIANTS, ModelConfig, preset
 from mtmamba.console import ImageSize, Interrupted, command, progress, say
+from mtmamba.errors import MtmError
 from mtmamba.files import check_output
 from mtmamba.metrics import meter_for
 from mtmamba.tasks import DATASETS, Task
@@ -120,6 +122,7 @@ def main(
         command=shlex.join(["mtm-train", *sys.argv[1:]]),
         **{name: chosen[name] for name in PLAN_OPTIONS if name in chosen},
     )
+    _check_installed(config)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the loader's core; read once, by torch
     from mtmamba.train import run  # torch is slow to import: bad options are answered before it
 
@@ -129,6 +132,17 @@ def main(
     if not result.main:
         raise SystemExit(0)
     return _report(plan, result)
+
+
+def _check_installed(config: ModelConfig) -> None:
+    """One sentence instead of a traceback where a package is missing."""
+    wanted = ["torch", "torchvision", "timm", "lightning_fabric", "tensorboard"]
+    wanted += ["trimesh", "embreex"] if config.dataset == "synthetic" else []
+    missing = [name for name in wanted if find_spec(name) is None]
+    if missing:
+        raise MtmError(
+            f"mtm-train needs {', '.join(missing)}, which are not installed; run: pip install 'mtmamba[model,train]'"
+        )
 
 
 def _fresh(chosen: dict[str, Any]) -> tuple[ModelConfig, str, Recipe]:

@@ -125,6 +125,12 @@ def test_one_sentence_errors(
     assert not list(tmp_path.rglob("*.pth"))
 
 
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mtmamba.train_cli.find_spec", lambda name: None if name == "lightning_fabric" else name)
+    result = run("--output", str(tmp_path))
+    assert result.exit_code == 1 and "mtm-train needs lightning_fabric" in result.stderr
+
+
 def test_unwritable_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     result = run("--output", str(tmp_path / "file" / "best.pth"))
