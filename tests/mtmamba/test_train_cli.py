@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -61,6 +64,64 @@ def test_options_reach_the_model_and_the_recipe(tmp_path: Path) -> None:
     recipe = about["recipe"]
     assert recipe["loss"] == "sum" and recipe["loss_weights"] == {"edge": 5.0} and recipe["ema"] == 0
     assert recipe["sizes"] == [[16, 24]] and recipe["augment"] and set(about["metrics"]) == {"depth", "edge"}
+
+
+def write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, pixels) if path.suffix == ".npy" else cv2.imwrite(str(path), pixels)
+
+
+def street(root: Path) -> None:
+    """A Cityscapes of one noisy 64x96 picture a split: labels twice as large as the network's input."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        stem = f"{split}/aachen/aachen_000000_000019"
+        write(root / f"leftImg8bit/{stem}_leftImg8bit.png", rng.integers(0, 256, (64, 96, 3), np.uint8))
+        write(root / f"gtFine/{stem}_gtFine_labelIds.png", rng.integers(0, 34, (64, 96), np.uint8))
+        write(root / f"disparity/{stem}_disparity.png", rng.integers(0, 9000, (64, 96), np.uint16))
+
+
+def flat(root: Path) -> None:
+    """A NYUDv2 of one noisy 64x96 picture."""
+    rng = np.random.default_rng(0)
+    write(root / "images/1.png", rng.integers(0, 256, (64, 96, 3), np.uint8))
+    write(root / "segmentation/1.png", rng.integers(0, 41, (64, 96), np.uint8))
+    write(root / "depth/1.npy", rng.uniform(0.5, 9, (64, 96)))
+    write(root / "normals/1.png", rng.integers(0, 256, (64, 96, 3), np.uint8))
+    write(root / "edge/1.png", 255 * rng.integers(0, 2, (64, 96), np.uint8))
+    (root / "gt_sets").mkdir()
+    for split in ("train", "val"):
+        (root / f"gt_sets/{split}.txt").write_text("1\n")
+
+
+@pytest.mark.parametrize(
+    ("data", "files", "variant"), [("cityscapes", street, "mtmamba++"), ("nyudv2", flat, "mtmamba")]
+)
+def test_datasets_from_files(data: str, files: Callable[[Path], None], variant: str, tmp_path: Path) -> None:
+    """Two steps by the dataset's recipe, with a loader process, then scores and sample pages at the labels' size."""
+    files(tmp_path / "data")
+    options = (
+        "--data",
+        data,
+        "--root",
+        str(tmp_path / "data"),
+        "--variant",
+        variant,
+        "--size",
+        "32x48",
+        "--batch",
+        "2",
+    )
+    result = run(
+        *options, "--iterations", "2", "--precision", "bf16", "--device", "cpu", "--output", str(tmp_path / "run")
+    )
+    assert result.exit_code == 0, result.output
+    about = json.loads((tmp_path / "run/best.json").read_text())
+    assert about["recipe"]["weight_decay"] == (1e-6 if data == "cityscapes" else 1e-5)
+    assert all(value is not None for figures in about["metrics"].values() for value in figures.values())
+    page = cv2.imread(str(tmp_path / "run/samples/000002-depth.png"))
+    height, width = (64, 96) if data == "cityscapes" else (32, 48)
+    assert page.shape == (height, 3 * width + 8, 3)
 
 
 def test_a_signal_is_answered_with_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
