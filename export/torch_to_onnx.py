@@ -1,6 +1,7 @@
 """An MTMamba model, or any module with our operators -> an ONNX model: operator nodes of domain `mtmamba`, their bodies in the
 file, and our metadata."""
 
+import ast
 import logging
 import platform
 import warnings
@@ -102,6 +103,7 @@ def export_module(
         ):
             clean(program.model)
         proto = program.model_proto
+    _name_by_module(proto)
     _strip_traces(proto)
     if bodies:
         proto.functions.extend(functions(opset))
@@ -151,6 +153,16 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def _name_by_module(proto: ModelProto) -> None:
+    """Name every node MODULE/NAME, after the module that computes it (`stages.0.stm.1.ss2d/conv2d_2`): what precision
+    plans, bisection and TensorRT's messages say is then a place in the model."""
+    for node in proto.graph.node:
+        noted = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        *modules, _ = ast.literal_eval(noted) or [""]
+        module = next((name for name in reversed(modules) if name), "")
+        node.name = f"{module}/{node.name.removeprefix('node_')}"
 
 
 def _strip_traces(proto: ModelProto) -> None:
