@@ -1,17 +1,24 @@
-"""Precision plans: which nodes of an exported model stay FP32 in an FP16 engine, each with its reason."""
+"""Precision plans: which nodes of an exported model stay in a higher precision, each with its reason."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 FP16_MAX = 65504.0
 """Largest finite float16."""
+FP16_SMALLEST_NORMAL = 2.0**-14
+"""Smallest float16 with all its 11 bits of precision."""
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+"""Of an engine. int8 and fp8 quantise matrix products and convolutions; all else in them is fp16."""
+QUANTISED = ("int8", "fp8")
 
 BUILT_IN_OPS: dict[str, str] = {
-    "LayerNormalization": "mean and variance of wide activations overflow or cancel in FP16",
-    "Softmax": "the exponentials' sum loses small probabilities in FP16",
-    "InstanceNormalization": "mean and variance of wide activations overflow or cancel in FP16",
-    "ReduceMean": "long sums lose accuracy in FP16",
-    "ReduceSum": "long sums lose accuracy in FP16",
+    "LayerNormalization": "mean and variance of wide activations overflow or cancel in 16 bits",
+    "Softmax": "the exponentials' sum loses small probabilities in 16 bits",
+    "InstanceNormalization": "mean and variance of wide activations overflow or cancel in 16 bits",
+    "ReduceMean": "long sums lose accuracy in 16 bits",
+    "ReduceSum": "long sums lose accuracy in 16 bits",
     "Exp": "overflows FP16 from 11.1 on",
     "Pow": "squares overflow FP16 from 256 on",
 }
@@ -20,16 +27,22 @@ BUILT_IN_OPS: dict[str, str] = {
 @dataclass(frozen=True, kw_only=True)
 class PrecisionPlan:
     """fp32_ops: operator type -> why every node of it stays FP32. fp32_nodes: node name -> why this one does.
+    not_quantised: node name -> why this one stays in 16 bits in an int8 or fp8 engine.
 
     The default is the conservative built-in plan that holds without calibration.
     """
 
-    fp32_ops: dict[str, str] = field(default_factory=lambda: dict(BUILT_IN_OPS))
-    fp32_nodes: dict[str, str] = field(default_factory=dict)
+    fp32_ops: Mapping[str, str] = field(default_factory=lambda: dict(BUILT_IN_OPS))
+    fp32_nodes: Mapping[str, str] = field(default_factory=dict)
+    not_quantised: Mapping[str, str] = field(default_factory=dict)
 
     def reason(self, name: str, op_type: str) -> str | None:
         """Why this node must stay FP32, or None if it need not."""
         return self.fp32_nodes.get(name) or self.fp32_ops.get(op_type)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"fp32_ops": dict(self.fp32_ops), "fp32_nodes": dict(self.fp32_nodes)}
+        return {
+            "fp32_ops": dict(self.fp32_ops),
+            "fp32_nodes": dict(self.fp32_nodes),
+            "not_quantised": dict(self.not_quantised),
+        }
