@@ -1,18 +1,24 @@
-"""FP32 graph -> FP16 graph with FP32 islands, in the graph itself: strongly typed TensorRT knows no other precision.
+"""FP32 graph -> the same graph in another precision, in the graph itself: strongly typed TensorRT knows no other.
 
-Weights are converted once, islands are joined by Casts, inputs and outputs stay FP32. Needs onnx, not torch.
+Weights are converted once, FP32 islands are joined by Casts, inputs and outputs stay FP32 or not as asked. Needs onnx, not
+torch.
 """
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mtmamba.calib.plan import FP16_MAX, PrecisionPlan
+from mtmamba.calib.calibration import Calibration
+from mtmamba.calib.plan import FP16_MAX, PRECISIONS, QUANTISED, PrecisionPlan
 from mtmamba.errors import MtmError
-from mtmamba.export.contract import DOMAIN, OPERATORS, SELECTIVE_SCAN, SELECTIVE_SCAN_2D
+from mtmamba.export.contract import DOMAIN, OPERATORS
+from mtmamba.export.graph import BF16, FP16, FP32, MOVES, float_tensors, fold_weights
+from mtmamba.export.quantize import quantize
 
-FP32, FP16 = TensorProto.FLOAT, TensorProto.FLOAT16
+NUMPY_TYPES = {FP16: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
+_SUFFIX = {FP32: "fp32", FP16: "fp16", BF16: "bf16"}
 
 ALWAYS_FP32_INPUTS: dict[tuple[str, str], frozenset[int]] = {
     **{
@@ -23,67 +29,132 @@ ALWAYS_FP32_INPUTS: dict[tuple[str, str], frozenset[int]] = {
 }
 
 
-def to_fp16(model: ModelProto, plan: PrecisionPlan | None = None) -> tuple[ModelProto, dict[str, Any]]:
-    """A copy of `model` in FP16 with the plan's islands in FP32, and a report of it.
+def to_precision(
+    model: ModelProto,
+    precision: str,
+    calibration: Calibration | None = None,
+    *,
+    plan: PrecisionPlan | None = None,
+    fp32_io: bool = True,
+) -> tuple[ModelProto, dict[str, Any]]:
+    """A copy of the FP32 `model` in `precision` (one of `PRECISIONS`), and a report of it.
 
-    Report: `plan`, `fp16_nodes` and `casts` (counts), `fp32_nodes` (name, op, reason). The operators' function bodies are
-    kept as they are: they compute in FP32 inside and take either type. Inputs and outputs of the model stay FP32.
-    Raises MtmError for a model that is not FP32, or whose tensor types cannot be inferred.
+    plan: what stays higher; default the calibration's, or the built-in one. int8 and fp8 need `calibration`, whose ranges
+    give the scales. fp32_io: whether the model's inputs and outputs stay FP32. Report: `plan`; `low_nodes`, `casts`,
+    `quantised_nodes` (counts); `fp32_nodes` and `not_quantised` (name, op, reason). The operators' function bodies stay
+    as they are: they compute in FP32 inside and take any type.
+    Raises MtmError for an unknown precision, a model that is not FP32 or whose types cannot be inferred, and where int8
+    or fp8 has no calibration.
     """
-    plan = plan or PrecisionPlan()
-    return _Rewriter(model, plan).run()
+    if precision not in PRECISIONS:
+        raise MtmError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    if precision == "fp32":
+        return copy, {}
+    plan = plan or (calibration.plan(precision) if calibration else PrecisionPlan())
+    fold_weights(copy)
+    quantised: dict[str, Any] = {"quantised_nodes": 0, "not_quantised": []}
+    if precision in QUANTISED:
+        if calibration is None or not calibration.ranges:
+            raise MtmError(f"{precision} needs the ranges of a calibration; make one with mtm-calibrate IMAGES")
+        quantised = quantize(copy, precision, calibration.ranges, plan)
+    half = BF16 if precision == "bf16" else FP16
+    report = _Rewriter(copy, plan, half, fp32_io).run()
+    return copy, {"precision": precision, **report, **quantised}
+
+
+def to_fp16(model: ModelProto, plan: PrecisionPlan | None = None) -> tuple[ModelProto, dict[str, Any]]:
+    """`to_precision(model, "fp16", plan=plan)`."""
+    return to_precision(model, "fp16", plan=plan)
 
 
 class _Rewriter:
-    def __init__(self, model: ModelProto, plan: PrecisionPlan) -> None:
-        self.plan = plan
-        self.model = ModelProto()
-        self.model.CopyFrom(model)
-        self.graph = self.model.graph
-        self.floats = _float_tensors(model)
+    """Rewrites `model` in place. half: the 16-bit type."""
+
+    def __init__(self, model: ModelProto, plan: PrecisionPlan, half: int, fp32_io: bool) -> None:
+        self.model, self.graph, self.plan, self.half = model, model.graph, plan, half
+        self.io = FP32 if fp32_io else half
+        self.floats = float_tensors(model)
         self.weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.produced: dict[str, int] = {value.name: FP32 for value in self.graph.input if value.name in self.floats}
+        self.produced = {value.name: self.io for value in self.graph.input if value.name in self.floats}
         self.copies: dict[tuple[str, int], str] = {}  # (tensor, type) -> name of its copy of that type
         self.nodes: list[NodeProto] = []
         self.new_weights: dict[str, TensorProto] = {}
         self.islands: list[dict[str, str]] = []
-        self.casts = self.fp16_nodes = 0
+        self.casts = self.low_nodes = 0
 
-    def run(self) -> tuple[ModelProto, dict[str, Any]]:
-        for node in list(self.graph.node):
-            self._rewrite(node)
+    def run(self) -> dict[str, Any]:
+        nodes = list(self.graph.node)
+        for node, reason in zip(nodes, self._reasons(nodes), strict=True):
+            self._rewrite(node, reason)
         outputs = [value.name for value in self.graph.output]
         for name in outputs:
-            self._output_as_fp32(name)
+            self._type_output(name)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input} | set(outputs)
         weights = [w for w in (*self.weights.values(), *self.new_weights.values()) if w.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(weights)
-        for value in self.graph.value_info:
-            if value.name in self.produced:
-                value.type.tensor_type.elem_type = self.produced[value.name]
-        report = {
+        self._note_types()
+        return {
             "plan": self.plan.to_dict(),
-            "fp16_nodes": self.fp16_nodes,
+            "low_nodes": self.low_nodes,
             "casts": self.casts,
             "fp32_nodes": self.islands,
         }
-        return self.model, report
 
-    def _rewrite(self, node: NodeProto) -> None:
+    def _note_types(self) -> None:
+        """Every float tensor's type, in the graph's value_info."""
+        types = {**self.produced, **{copy: kind for (_, kind), copy in self.copies.items()}}
+        for value in (*self.graph.value_info, *self.graph.input, *self.graph.output):
+            if value.name in types:
+                value.type.tensor_type.elem_type = types.pop(value.name)
+        self.graph.value_info.extend(helper.make_tensor_value_info(name, kind, None) for name, kind in types.items())
+
+    def _reasons(self, nodes: list[NodeProto]) -> list[str | None]:
+        """Why each node stays FP32, or None. A node that only moves data between FP32 nodes stays with them: a Cast down
+        and up again would cost accuracy and time for nothing."""
+        reasons = [self.plan.reason(node.name, node.op_type) or self._out_of_range(node) for node in nodes]
+        readers: dict[str, list[int]] = {}
+        for index, node in enumerate(nodes):
+            for name in node.input:
+                readers.setdefault(name, []).append(index)
+        outputs = {value.name for value in self.graph.output} if self.io != FP32 else set()
+        for_fp32 = [False] * len(nodes)  # what it makes is read in FP32 only
+        for index in reversed(range(len(nodes))):
+            read_by = [i for name in nodes[index].output for i in readers.get(name, [])]
+            leaves = any(name in outputs for name in nodes[index].output)
+            for_fp32[index] = not leaves and all(
+                reasons[i] or (nodes[i].op_type in MOVES and for_fp32[i]) for i in read_by
+            )
+        fp32 = set()  # tensors that FP32 nodes make
+        for index, node in enumerate(nodes):
+            moved = [name for name in node.input if name in self.floats and name not in self.weights]
+            if (
+                not reasons[index]
+                and node.op_type in MOVES
+                and for_fp32[index]
+                and moved
+                and all(name in fp32 for name in moved)
+            ):
+                reasons[index] = "moves data from one FP32 node to another"
+            if reasons[index]:
+                fp32.update(node.output)
+        return reasons
+
+    def _rewrite(self, node: NodeProto, reason: str | None) -> None:
         float_inputs = [i for i, name in enumerate(node.input) if name in self.floats]
         float_outputs = [name for name in node.output if name in self.floats]
         if not float_inputs and not float_outputs:
             self.nodes.append(node)
             return
-        reason = self.plan.reason(node.name, node.op_type) or self._out_of_range(node)
-        wanted = FP32 if reason else FP16
+        wanted = FP32 if reason else self.half
         if reason:
             self.islands.append({"name": node.name, "op": node.op_type, "reason": reason})
         else:
-            self.fp16_nodes += 1
+            self.low_nodes += 1
         always = ALWAYS_FP32_INPUTS.get((node.domain, node.op_type), frozenset())
         for i in float_inputs:
             node.input[i] = self._as(node.input[i], FP32 if i in always else wanted)
@@ -104,7 +175,8 @@ class _Rewriter:
                 attribute.t.CopyFrom(_converted(attribute.t, attribute.t.name, wanted))
 
     def _out_of_range(self, node: NodeProto) -> str | None:
-        for name in node.input:
+        """bfloat16 has FP32's range: nothing is out of it."""
+        for name in node.input if self.half == FP16 else ():
             tensor = self.weights.get(name)
             if tensor is not None and tensor.data_type == FP32:
                 values = numpy_helper.to_array(tensor)
@@ -119,7 +191,7 @@ class _Rewriter:
         if self.produced[name] == wanted:
             return name
         if (name, wanted) not in self.copies:
-            copy = f"{name}_{'fp16' if wanted == FP16 else 'fp32'}"
+            copy = f"{name}_{_SUFFIX[wanted]}"
             self.nodes.append(helper.make_node("Cast", [name], [copy], name=f"{copy}_cast", to=wanted))
             self.copies[name, wanted] = copy
             self.casts += 1
@@ -128,61 +200,25 @@ class _Rewriter:
     def _weight_as(self, name: str, wanted: int) -> str:
         if wanted == FP32:
             return name
-        copy = f"{name}_fp16"
+        copy = f"{name}_{_SUFFIX[wanted]}"
         if copy not in self.new_weights:
-            self.new_weights[copy] = _converted(self.weights[name], copy, FP16)
+            self.new_weights[copy] = _converted(self.weights[name], copy, wanted)
         return copy
 
-    def _output_as_fp32(self, name: str) -> None:
-        """Give the graph's output `name` FP32 by renaming what makes it and casting."""
-        if self.produced.get(name, FP32) == FP32:
+    def _type_output(self, name: str) -> None:
+        """Give the graph's output `name` its type, by renaming what makes it and casting."""
+        made = self.produced.get(name, self.io)
+        if made == self.io:
             return
-        raw = f"{name}_fp16_output"
+        raw = f"{name}_{_SUFFIX[made]}_output"
         for node in self.nodes:
             for names in (node.input, node.output):
                 for i, used in enumerate(names):
                     if used == name:
                         names[i] = raw
-        self.nodes.append(helper.make_node("Cast", [raw], [name], name=f"{name}_cast", to=FP32))
+        self.nodes.append(helper.make_node("Cast", [raw], [name], name=f"{name}_cast", to=self.io))
+        self.produced[raw], self.produced[name] = made, self.io
         self.casts += 1
-
-
-def _float_tensors(model: ModelProto) -> set[str]:
-    """Names of the main graph's FP32 tensors. Raises MtmError where a type cannot be inferred."""
-    # Weights decide no types: without their bytes the copy is small and fits a protobuf message.
-    light = ModelProto()
-    light.CopyFrom(model)
-    sizes = 1024
-    for tensor in light.graph.initializer:
-        if len(tensor.raw_data) > sizes:
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-    _stand_ins(light)
-    inferred = shape_inference.infer_shapes(light, check_type=False)
-    values = [*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info]
-    types = {value.name: value.type.tensor_type.elem_type for value in values}
-    types.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
-    if any(kind in (FP16, TensorProto.BFLOAT16, TensorProto.DOUBLE) for kind in types.values()):
-        raise MtmError("expected a model in FP32, found one with other float types; give the FP32 export")
-    unknown = [n for node in model.graph.node for n in node.output if n and not types.get(n)]
-    if unknown:
-        raise MtmError(
-            f"the types of {len(unknown)} tensors ({', '.join(unknown[:3])}, ...) cannot be inferred; "
-            "export the model again with mtm-export"
-        )
-    return {name for name, kind in types.items() if kind == FP32}
-
-
-def _stand_ins(model: ModelProto) -> None:
-    """Put standard operators with outputs of the same type and shape in the place of ours, which onnx cannot infer through."""
-    for node in model.graph.node:
-        if node.domain == DOMAIN:
-            perm = SHAPE_STAND_INS[node.op_type]
-            node.CopyFrom(helper.make_node("Transpose", node.input[:1], node.output, perm=perm))
-
-
-SHAPE_STAND_INS = {SELECTIVE_SCAN.name: [0, 1, 2], SELECTIVE_SCAN_2D.name: [0, 1, 3, 4, 2]}
-"""Operator -> the permutation of its first input's axes that gives its output's."""
 
 
 def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:
@@ -190,4 +226,4 @@ def _converted(tensor: TensorProto, name: str, wanted: int) -> TensorProto:
         return tensor
     values = numpy_helper.to_array(tensor)
     with np.errstate(over="ignore"):
-        return numpy_helper.from_array(values.astype(np.float16), name)
+        return numpy_helper.from_array(values.astype(NUMPY_TYPES[wanted]), name)
