@@ -28,3 +28,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def golden_folder() -> Path:
     """Small published-layout checkpoints with the published code's numbers."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """small.onnx: a whole MTMamba with random weights, as small as one can be; two tasks, 32x32 pixels."""
+    import onnx
+    import torch
+
+    from mtmamba import ModelConfig, MTMamba
+    from mtmamba.export.torch_to_onnx import export_model
+
+    torch.manual_seed(0)
+    config = ModelConfig(
+        dataset="synthetic",
+        tasks=("semseg", "depth"),
+        embed_dim=8,
+        depths=(1, 1, 1, 1),
+        num_heads=(1, 2, 4, 8),
+        window_size=4,
+        input_size=(32, 32),
+        expand=1,
+        d_state=4,
+    )
+    path = tmp_path_factory.mktemp("small") / "small.onnx"
+    onnx.save(export_model(MTMamba(config)), str(path))
+    return path
