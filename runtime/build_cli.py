@@ -8,6 +8,8 @@ from typing import Any
 import click
 from rich.progress import Progress, TaskID
 
+from mtmamba.calib.calibration import read_calibration
+from mtmamba.calib.plan import QUANTISED
 from mtmamba.console import command, progress, say
 from mtmamba.files import check_output, only_candidate
 from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine, compute_capabilities_for
@@ -18,7 +20,19 @@ from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
 
 @command(epilog="Example: mtm-build-engine best.onnx --fp16 --target sm_89")
 @click.argument("onnx", required=False, type=click.Path(path_type=Path))
-@click.option("--fp16/--fp32", "fp16", default=False, help="Precision of the engine; what FP16 would harm stays FP32.")
+@click.option("--fp32", "precision", flag_value="fp32", default=True, help="Precision of the engine: all FP32.")
+@click.option("--fp16", "precision", flag_value="fp16", help="FP16; what it would harm stays FP32.")
+@click.option("--bf16", "precision", flag_value="bf16", help="bfloat16: FP32's range, fewer digits than FP16.")
+@click.option("--int8", "precision", flag_value="int8", help="INT8 products and convolutions, else FP16.")
+@click.option(
+    "--fp8", "precision", flag_value="fp8", help="FP8 (E4M3) products and convolutions, else FP16; from sm_89 on."
+)
+@click.option(
+    "--calibration",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="What mtm-calibrate wrote.  [default for --int8 and --fp8: the one *calibration.json here]",
+)
 @click.option(
     "--flavour", type=click.Choice(FLAVOURS), help="Which TensorRT, where both are installed.  [default: the first]"
 )
@@ -36,11 +50,12 @@ from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
     "-o",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The engine.  [default: NAME.fp32.engine or NAME.fp16.engine]",
+    help="The engine.  [default: NAME.PRECISION.engine]",
 )
 def main(
     onnx: Path | None,
-    fp16: bool,
+    precision: str,
+    calibration: Path | None,
     flavour: str | None,
     workspace: int | None,
     target: str | None,
@@ -56,15 +71,19 @@ def main(
         onnx = only_candidate(("*.onnx",), "ONNX model", "mtm-build-engine NAME.onnx", "mtm-export --ckpt CHECKPOINT")
         say(f"using {onnx.name}")
     trt = resolve(flavour)
-    precision = "fp16" if fp16 else "fp32"
     targets = tuple(part.strip().lower() for part in target.split(",") if part.strip()) if target else ()
     if target is not None and not targets:
         raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
-    options = BuildOptions(precision=precision, workspace_mib=workspace, targets=targets)
+    if calibration is None and precision in QUANTISED:
+        calibration = only_candidate(("*calibration.json",), "calibration", "--calibration", "mtm-calibrate IMAGES")
+        say(f"using {calibration.name}")
+    options = BuildOptions(precision=precision, calibration=calibration, workspace_mib=workspace, targets=targets)
     output = output or Path(f"{onnx.stem}.{precision}.engine")
     check_output(output, suffix=".engine", inputs=(onnx,))
     compute_capabilities_for(trt, targets)  # before the plugins are built for nothing
     model = load_onnx(onnx)
+    if calibration is not None:
+        read_calibration(calibration, onnx)
     plugins = _load(trt, plugin) if model.op_counts or plugin else None
     with _bar(f"building {output.name}") as (bar, task):
         built = build_engine(
@@ -104,6 +123,10 @@ def _tell(trt: TensorRT, built: BuiltEngine) -> None:
         f"{', '.join(side.compute_capabilities)}, built by {trt.flavour} {trt.version} in {built.seconds:.1f} s"
     )
     proof = "one for every operator of ours" if built.plugin_layers else "the model has no operator of ours"
+    plan = side.precision_plan
+    if plan:
+        quantised = f"{plan['quantised_nodes']} nodes quantised, " if side.precision in QUANTISED else ""
+        say(f"  {quantised}{len(plan['fp32_nodes'])} nodes stay FP32, {plan['casts']} casts; the sidecar says why")
     say(f"  {built.layers} layers, {built.plugin_layers} of them mtmamba plugins: {proof}")
     say(f"  {built.sidecar_path} says what it was made from")
 

@@ -12,30 +12,40 @@ from typing import Any
 
 import onnx
 
+from mtmamba.calib.calibration import read_calibration
+from mtmamba.calib.plan import PRECISIONS, QUANTISED
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path, sha256
 from mtmamba.runtime import gpu, onnx_model
 from mtmamba.runtime.build_progress import OnProgress, make_monitor
 from mtmamba.runtime.onnx_model import OnnxModel
 from mtmamba.runtime.plugin import NAMESPACE, PluginLibrary
-from mtmamba.runtime.sidecar import Sidecar, sidecar_path
+from mtmamba.runtime.sidecar import Sidecar, short_path, sidecar_path
 from mtmamba.runtime.trt import TensorRT, quoted
 
-PRECISIONS = ("fp32", "fp16")
+OLDEST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
+"""Precision -> the first compute capability that has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """precision: "fp32" or "fp16". workspace_mib: scratch memory layers may use, None for TensorRT's own limit.
+    """precision: one of `PRECISIONS`. calibration: mtm-calibrate's file for this model; int8 and fp8 need one.
+    workspace_mib: scratch memory layers may use, None for TensorRT's own limit.
     targets: GPU architectures such as "sm_89" to build for without a GPU (TensorRT for RTX); () for the GPU here."""
 
     precision: str = "fp32"
+    calibration: Path | None = None
     workspace_mib: int | None = None
     targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise MtmError(f"unknown precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.precision in QUANTISED and self.calibration is None:
+            raise MtmError(
+                f"{self.precision} needs a calibration of this model, found none; run mtm-calibrate IMAGES and give its "
+                "file with --calibration"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +108,9 @@ def build_engine(
     started = time.monotonic()
     capabilities = compute_capabilities_for(trt, options.targets)
     _check_plugins(model, plugins)
+    _check_capabilities(options.precision, capabilities)
     with atomic_path(output) as engine, atomic_path(sidecar_path(output)) as side:
-        proto, plan = _in_precision(model.proto, options.precision)
+        proto, plan = _in_precision(model, options)
         builder = trt.module.Builder(trt.logger)
         network = builder.create_network(_network_flags(trt.module))
         with onnx_model.without_bodies(proto, plugins.ops if plugins else frozenset()):
@@ -133,12 +144,23 @@ def _check_plugins(model: OnnxModel, plugins: PluginLibrary | None) -> None:
         )
 
 
-def _in_precision(proto: onnx.ModelProto, precision: str) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    if precision == "fp32":
-        return proto, {}
-    from mtmamba.export.precision import to_fp16
+def _check_capabilities(precision: str, capabilities: tuple[str, ...]) -> None:
+    oldest = OLDEST_CAPABILITY.get(precision, (0, 0))
+    lacking = [name for name in capabilities if tuple(map(int, name.split("."))) < oldest]
+    if lacking:
+        raise MtmError(
+            f"{precision} needs a GPU of compute capability {oldest[0]}.{oldest[1]} or later, found {', '.join(lacking)}; "
+            f"choose another target, or {'--int8' if precision == 'fp8' else '--fp16'}"
+        )
 
-    return to_fp16(proto)
+
+def _in_precision(model: OnnxModel, options: BuildOptions) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    if options.precision == "fp32":
+        return model.proto, {}
+    from mtmamba.export.precision import to_precision
+
+    calibration = read_calibration(options.calibration, model.path) if options.calibration else None
+    return to_precision(model.proto, options.precision, calibration)
 
 
 def _network_flags(module: Any) -> int:
@@ -249,6 +271,8 @@ def _make_sidecar(
         arguments += ["--target", ",".join(options.targets)]
     if options.workspace_mib is not None:
         arguments += ["--workspace", str(options.workspace_mib)]
+    if options.calibration is not None:
+        arguments += ["--calibration", short_path(options.calibration)]
     return Sidecar(
         flavour=trt.flavour,
         tensorrt_version=trt.version,

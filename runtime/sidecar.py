@@ -21,8 +21,8 @@ class Sidecar:
     """flavour, tensorrt_version: of the builder. compute_capabilities: the GPUs it was built for, such as ("8.9",).
     plugin_hash: of the plugin sources, "" where the engine holds no plugin. plugin_ops: our operators in the engine.
     onnx_path: relative to the engine's folder. engine_sha256: of the engine file this sidecar belongs to. precision:
-    "fp16" or "fp32". precision_plan: what the fp16 rewriting did. options: further arguments of mtm-build-engine that
-    made this engine."""
+    one of `mtmamba.calib.plan.PRECISIONS`. precision_plan: what the rewriting did, and why some nodes stay higher.
+    options: further arguments of mtm-build-engine that made this engine."""
 
     flavour: str
     tensorrt_version: str
@@ -69,10 +69,10 @@ class Sidecar:
         onnx = Path(os.path.normpath(engine.absolute().parent / self.onnx_path))
         with_options = [
             "mtm-build-engine",
-            _short(onnx),
+            short_path(onnx),
             f"--{self.precision}",
             "--output",
-            _short(engine),
+            short_path(engine),
             *self.options,
         ]
         return shlex.join(with_options)
@@ -157,7 +157,7 @@ def _differences(
     return problems
 
 
-def _short(path: Path) -> str:
+def short_path(path: Path) -> str:
     """Relative to the working folder where it lies inside it."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -84,7 +84,7 @@ def test_bad_options(scan_onnx: Path) -> None:
     assert "unknown --target 'sm_1'" in failed(run("--target", "sm_1"))
     assert "Invalid value for '--flavour'" in failed(run("--flavour", "lite"), status=2)
     assert "Invalid value for '--workspace'" in failed(run("--workspace", "0"), status=2)
-    assert "No such option" in failed(run("--int8"), status=2)
+    assert "No such option" in failed(run("--int4"), status=2)
 
 
 def test_no_tensorrt(scan_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:

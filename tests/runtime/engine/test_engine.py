@@ -205,7 +205,7 @@ def test_fp16(rtx: TensorRT, plugins: PluginLibrary, scan_onnx: Path) -> None:
     """The plugin in FP16, its A, D and delta_bias in FP32."""
     built = build(rtx, plugins, scan_onnx, BuildOptions(precision="fp16", targets=("sm_89",)))
     assert built.plugin_layers == 2
-    assert built.sidecar.precision_plan["fp16_nodes"] > 0
+    assert built.sidecar.precision_plan["low_nodes"] > 0
 
 
 @trt_needed
@@ -214,7 +214,9 @@ def test_fp16_plan_travels(
 ) -> None:
     """The rewriting itself has tests of its own; here it adds a node, which must be in the engine."""
 
-    def to_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    def to_precision(
+        model: onnx.ModelProto, precision: str, calibration: Any
+    ) -> tuple[onnx.ModelProto, dict[str, Any]]:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         copy.graph.node[-1].output[0] = "before"
@@ -222,7 +224,7 @@ def test_fp16_plan_travels(
         return copy, {"kept_fp32": ["scan0"]}
 
     fake = ModuleType("mtmamba.export.precision")
-    fake.to_fp16 = to_fp16  # type: ignore[attr-defined]
+    fake.to_precision = to_precision  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mtmamba.export.precision", fake)
     fp32 = build(rtx, plugins, scan_onnx)
     fp16 = build(rtx, plugins, scan_onnx, BuildOptions(precision="fp16", targets=("sm_89",)))
@@ -285,5 +287,5 @@ def test_full_tensorrt_builds_where_it_runs(no_gpu: None, monkeypatch: pytest.Mo
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(MtmError, match="unknown precision 'int8'; known: fp32, fp16"):
-        BuildOptions(precision="int8")
+    with pytest.raises(MtmError, match="unknown precision 'int4'; known: fp32, fp16, bf16, int8, fp8"):
+        BuildOptions(precision="int4")
