@@ -130,7 +130,7 @@ def read_calibration(path: Path, onnx: Path) -> Calibration:
     """The calibration in `path`, which must be of the model in file `onnx`. Raises MtmError where it is of another."""
     path = existing_file(path, "calibration")
     calibration = Calibration.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    found = sha256(onnx)
+    found = sha256(existing_file(onnx, "ONNX model"))
     if calibration.onnx_sha256 != found:
         raise MtmError(
             f"{path}: expected a calibration of {onnx} (SHA-256 {found[:12]}), found one of {calibration.onnx} "

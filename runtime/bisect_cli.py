@@ -20,7 +20,7 @@ from mtmamba.runtime.sources import open_source
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--onnx", type=click.Path(path_type=Path), help="The exported model.  [default: the one *.onnx here]")
 @click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="fp16", help="Of the engine to be.")
-@click.option("--images", "count", type=click.IntRange(1), default=8, help="How many to judge by.")
+@click.option("--count", type=click.IntRange(1), default=8, help="How many to judge by.")
 @click.option("--agreement", type=click.FloatRange(0, 100), help="Percent of equal labels.  [default: by precision]")
 @click.option("--depth", type=click.FloatRange(0), help="Relative depth error, percent.  [default: by precision]")
 @click.option("--angle", type=click.FloatRange(0), help="Angle between normals, degrees.  [default: by precision]")

@@ -11,11 +11,14 @@ from rich.progress import Progress, TaskID
 from mtmamba.calib.calibration import read_calibration
 from mtmamba.calib.plan import QUANTISED
 from mtmamba.console import command, progress, say
+from mtmamba.errors import MtmError
 from mtmamba.files import check_output, only_candidate
 from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine, compute_capabilities_for
 from mtmamba.runtime.onnx_model import load_onnx
 from mtmamba.runtime.plugin import PluginLibrary, load_plugins
 from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
+
+CALIBRATIONS = "*calibration.json"
 
 
 @command(epilog="Example: mtm-build-engine best.onnx --fp16 --target sm_89")
@@ -31,7 +34,7 @@ from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
     "--calibration",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="What mtm-calibrate wrote.  [default for --int8 and --fp8: the one *calibration.json here]",
+    help=f"What mtm-calibrate wrote.  [default: the {CALIBRATIONS} of this model here]",
 )
 @click.option(
     "--flavour", type=click.Choice(FLAVOURS), help="Which TensorRT, where both are installed.  [default: the first]"
@@ -74,16 +77,12 @@ def main(
     targets = tuple(part.strip().lower() for part in target.split(",") if part.strip()) if target else ()
     if target is not None and not targets:
         raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
-    if calibration is None and precision in QUANTISED:
-        calibration = only_candidate(("*calibration.json",), "calibration", "--calibration", "mtm-calibrate IMAGES")
-        say(f"using {calibration.name}")
+    calibration = _calibration(calibration, precision, onnx)
     options = BuildOptions(precision=precision, calibration=calibration, workspace_mib=workspace, targets=targets)
     output = output or Path(f"{onnx.stem}.{precision}.engine")
     check_output(output, suffix=".engine", inputs=(onnx,))
     compute_capabilities_for(trt, targets)  # before the plugins are built for nothing
     model = load_onnx(onnx)
-    if calibration is not None:
-        read_calibration(calibration, onnx)
     plugins = _load(trt, plugin) if model.op_counts or plugin else None
     with _bar(f"building {output.name}") as (bar, task):
         built = build_engine(
@@ -96,6 +95,27 @@ def main(
         )
     _tell(trt, built)
     return _result(trt, model.path, built, plugins)
+
+
+def _calibration(given: Path | None, precision: str, onnx: Path) -> Path | None:
+    """The calibration to build with: the one given, else the one here. INT8 and FP8 cannot do without; the others pass
+    over one of another model, and say so. Raises MtmError where it cannot be used."""
+    if given is None and precision in QUANTISED:
+        given = only_candidate((CALIBRATIONS,), "calibration", "--calibration", "mtm-calibrate IMAGES")
+        say(f"using {given.name}")
+    if given is not None or precision == "fp32":
+        if given is not None:
+            read_calibration(given, onnx)
+        return given
+    for path in sorted(Path.cwd().glob(CALIBRATIONS)):
+        try:
+            read_calibration(path, onnx)
+        except MtmError as error:
+            say(f"passing over {path.name}: {error}")
+            continue
+        say(f"using {path.name}")
+        return path
+    return None
 
 
 @contextmanager

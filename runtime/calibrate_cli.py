@@ -19,7 +19,7 @@ from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Source, open_source
 
 
-@command(epilog="Example: mtm-calibrate images/ drive.mp4 --onnx best.onnx --images 256")
+@command(epilog="Example: mtm-calibrate images/ drive.mp4 --onnx best.onnx --count 256")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--onnx", type=click.Path(path_type=Path), help="The exported model.  [default: the one *.onnx here]")
 @click.option(
@@ -34,9 +34,7 @@ from mtmamba.runtime.sources import Source, open_source
     default=DEFAULT_PERCENTILE,
     help="Percent of magnitudes that --method percentile does not clip.",
 )
-@click.option(
-    "--images", "count", type=click.IntRange(1), default=128, help="How many, spread evenly over the sources."
-)
+@click.option("--count", type=click.IntRange(1), default=128, help="How many, spread evenly over the sources.")
 @click.option("--restart", is_flag=True, help="Begin anew where an interrupted calibration would be taken up.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), default=Path(DEFAULT_NAME), help="File to write.")
 def main(

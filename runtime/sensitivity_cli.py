@@ -27,7 +27,7 @@ from mtmamba.runtime.sources import open_source
     type=click.Choice(PRECISIONS[1:]),
     help="May be repeated.  [default: all]",
 )
-@click.option("--images", "count", type=click.IntRange(1), default=4, help="How many to judge by.")
+@click.option("--count", type=click.IntRange(1), default=4, help="How many to judge by.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="What mtm-calibrate wrote; int8 and fp8 need it.")
 @click.option(
     "--output",

@@ -100,7 +100,7 @@ def test_interrupted_work_goes_on(model, pictures, tmp_path):
 def test_command(small_onnx, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("best.onnx").write_bytes(small_onnx.read_bytes())
-    result = CliRunner().invoke(main, [str(pictures), "--method", "max", "--images", "4"])
+    result = CliRunner().invoke(main, [str(pictures), "--method", "max", "--count", "4"])
     assert result.exit_code == 0, result.stderr
     assert "using best.onnx" in result.stdout
     assert "nothing comes near FP16's limits" in result.stdout
@@ -113,7 +113,7 @@ def test_command(small_onnx, pictures, tmp_path, monkeypatch):
 def test_command_speaks_json_and_refuses(small_onnx, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = CliRunner().invoke
-    result = run(main, [str(pictures), "--onnx", str(small_onnx), "--method", "max", "--images", "1", "--json"])
+    result = run(main, [str(pictures), "--onnx", str(small_onnx), "--method", "max", "--count", "1", "--json"])
     answer = json.loads(result.stdout)
     assert (answer["images"], answer["fp32_nodes"]) == (1, {})
     assert run(main, []).exit_code == 2

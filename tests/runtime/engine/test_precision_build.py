@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from mtmamba.errors import MtmError
+from mtmamba.files import sha256
 from mtmamba.runtime import engine
+from mtmamba.runtime.build_cli import main
 from mtmamba.runtime.calibrate import calibrate
 from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine
 from mtmamba.runtime.onnx_model import OnnxModel, load_onnx
@@ -114,3 +117,33 @@ def test_quantising_needs_this_models_calibration(
     with pytest.raises(MtmError, match=r"expected a calibration of .*other\.onnx .*found one of small\.onnx"):
         build_engine(rtx, other, tmp_path / "x.engine", options, plugins)
     assert not (tmp_path / "x.engine").exists()
+
+
+def test_command_finds_the_calibration(
+    plugins: PluginLibrary,
+    model: OnnxModel,
+    calibration: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.onnx").write_bytes(model.path.read_bytes())
+    run = CliRunner().invoke
+    missing = run(main, ["--fp8", "--target", "sm_89"])
+    assert missing.exit_code == 1
+    assert "no calibration (*calibration.json)" in missing.stderr
+    Path("old.calibration.json").write_text(calibration.read_text().replace(sha256(model.path), "0" * 64))
+    foreign = run(main, ["--int8", "--target", "sm_89"])
+    assert foreign.exit_code == 1
+    assert "found one of small.onnx (000000000000); run mtm-calibrate" in foreign.stderr
+    Path("this.calibration.json").write_bytes(calibration.read_bytes())
+    monkeypatch.setattr("mtmamba.runtime.build_cli.build_engine", stopped)
+    found = run(main, ["--fp16", "--target", "sm_89"])
+    assert "passing over old.calibration.json" in found.stdout
+    assert "using this.calibration.json" in found.stdout
+    assert "stopped before building with this.calibration.json" in found.stderr
+    assert "calibration" not in run(main, ["--fp32", "--target", "sm_89"]).stdout
+
+
+def stopped(trt: TensorRT, model: OnnxModel, output: Path, options: BuildOptions, *rest: Any) -> BuiltEngine:
+    raise MtmError(f"stopped before building with {options.calibration.name if options.calibration else 'none'}")
