@@ -64,7 +64,8 @@ MODULES_WITHOUT_TORCH = (
     "mtmamba, mtmamba.metadata, mtmamba.metrics, mtmamba.tasks, mtmamba.info_cli, mtmamba.data_cli, mtmamba.train_cli, "
     "mtmamba.data.labels, "
     "mtmamba.export.metadata, mtmamba.export.picture_io, mtmamba.export.precision, mtmamba.calib.plan, "
-    "mtmamba.runtime.api, mtmamba.runtime.bench_cli, mtmamba.runtime.build_cli, mtmamba.runtime.doctor_cli, "
+    "mtmamba.runtime.api, mtmamba.runtime.bench_cli, mtmamba.runtime.bisect_cli, "
+    "mtmamba.runtime.calibrate_cli, mtmamba.runtime.sensitivity_cli, mtmamba.runtime.build_cli, mtmamba.runtime.doctor_cli, "
     "mtmamba.runtime.eval_cli, mtmamba.runtime.parity_cli, mtmamba.runtime.run_cli, mtmamba.runtime.triton_cli"
 )
 
