@@ -153,7 +153,12 @@ def _leave_interrupts_to_the_parent(_worker: int) -> None:
 
 def loader(dataset: Dataset[Sample], workers: int, batches: Batches | None = None, batch: int = 8) -> DataLoader[Batch]:
     """Batches by the given keys, or the dataset once through in order."""
-    more: dict[str, Any] = {"prefetch_factor": PREFETCH, "worker_init_fn": _leave_interrupts_to_the_parent}
+    more: dict[str, Any] = {
+        "prefetch_factor": PREFETCH,
+        "worker_init_fn": _leave_interrupts_to_the_parent,
+        # A forked child of a process whose OpenMP threads have worked waits for them for ever in its first parallel loop.
+        "multiprocessing_context": "spawn",
+    }
     order: dict[str, Any] = {"batch_sampler": batches} if batches else {"batch_size": batch}
     return DataLoader(
         dataset, num_workers=workers, pin_memory=torch.cuda.is_available(), **order, **(more if workers else {})
