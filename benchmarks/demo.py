@@ -58,7 +58,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (default: demo)")
-    parser.add_argument("--minutes", help="train a model of our own for so long first (default: use the one of models/)")
+    parser.add_argument(
+        "--minutes", help="train a model of our own for so long first (default: use the one of models/)"
+    )
     parser.add_argument("--target", default="sm_89", help="GPU architecture of the engine (default: sm_89)")
     parser.add_argument("--clip", type=Path, help="another video than the one fetched")
     return parser.parse_args()
