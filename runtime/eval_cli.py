@@ -96,19 +96,19 @@ def main(
         _check_baseline(chosen, definitions, reference)
         if size is None and data == "synthetic":
             size = loaded.metadata.input_size  # rooms are rendered at any size
-        labelled = _open_dataset(data, root, split, size, tuple(task.name for task in chosen), limit)
+        labelled = open_labelled(data, root, split, size, tuple(task.name for task in chosen), limit)
         started = time.perf_counter()
         with _bar(len(labelled)) as (on_picture, on_constant):
             evaluation = evaluate(
                 loaded,
                 labelled,
                 definitions,
-                workers=_cores() if workers is None else workers,
+                workers=cores() if workers is None else workers,
                 save=save_predictions,
                 on_picture=on_picture,
                 on_constant=on_constant,
             )
-        result = _result(loaded, definitions, evaluation, reference)
+        result = result_of(loaded, definitions, evaluation, reference)
     result |= {
         "data": data,
         "split": split,
@@ -123,7 +123,7 @@ def main(
     return result
 
 
-def _open_dataset(
+def open_labelled(
     data: str, root: Path | None, split: str, size: tuple[int, int] | None, tasks: tuple[str, ...], limit: int | None
 ) -> Labelled:
     """The dataset. It is read with torch, the model need not be run with it: so torch is imported here, if at all."""
@@ -161,9 +161,10 @@ def _check_baseline(tasks: tuple[Task, ...], definitions: Definitions, baseline:
         multi_task_delta(Scoreboard(tasks, definitions).meters, baseline, baseline)
 
 
-def _result(
+def result_of(
     backend: Backend, definitions: Definitions, evaluation: Evaluation, baseline: Figures | None
 ) -> dict[str, Any]:
+    """What `--json` prints of the model, its figures and how they are defined."""
     delta = None if baseline is None else multi_task_delta(evaluation.meters, evaluation.figures, baseline)
     milliseconds = evaluation.engine_ms_p50
     return {
@@ -204,7 +205,8 @@ def _versions(backend: Backend) -> dict[str, str]:
     return {**{f"{name} (model)": version for name, version in backend.metadata.versions.items()}, **here}
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -103,7 +103,7 @@ def write_page(path: Path, result: Mapping[str, Any], evaluation: Evaluation, ba
         ),
     )
     for meter in evaluation.meters.values():
-        blocks = _task_blocks(meter, evaluation)
+        blocks = task_blocks(meter, evaluation)
         if blocks:
             page.add(meter.task.title.capitalize(), *blocks)
     page.add("Versions", Table(rows=sorted(result["versions"].items())))
@@ -131,7 +131,8 @@ def _delta(result: Mapping[str, Any]) -> list[Block]:
     return [Note(f"Multi-task delta against {result['baseline']}: {result['delta']:+.2f} percent.")]
 
 
-def _task_blocks(meter: Meter, evaluation: Evaluation) -> list[Block]:
+def task_blocks(meter: Meter, evaluation: Evaluation) -> list[Block]:
+    """A task's charts and its worst pictures."""
     blocks: list[Block] = []
     if isinstance(meter, LabelMeter) and meter.confusion.any():
         blocks += [Row([iou_figure(meter)]), Row([confusion_figure(meter)])]

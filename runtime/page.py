@@ -1,6 +1,7 @@
 """A page of results as one HTML file: no scripts, nothing fetched, pictures inside, readable in the dark too.
 
-A `Page` is a title, facts, and sections of blocks: `Table`, `Note`, `Figures` (pictures with captions), `Swatches`.
+A `Page` is a title, facts, and sections of blocks: `Table`, `Verdicts`, `Note`, `Figures` (pictures with captions),
+`Swatches`.
 All text is escaped.
 """
 
@@ -19,13 +20,17 @@ from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 
 CSS = """
-:root { color-scheme: light dark; --line: #8884; --dim: #777; }
+:root { color-scheme: light dark; --line: #8884; --dim: light-dark(#666, #9a9a9a); }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1.2em; }
 h1 { font-size: 1.7em; margin-bottom: .1em; } h2 { margin: 2em 0 .5em; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
+table { display: block; overflow-x: auto; border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .9em .25em 0; text-align: left; border-bottom: 1px solid var(--line); }
 th { color: var(--dim); font-weight: 600; } td.number, th.number { text-align: right; }
-tr.strong td { font-weight: 600; }
+tr.strong td { font-weight: 600; } h3 { margin: 1.6em 0 .3em; font-size: 1.05em; }
+b.good, b.bad, b.none { display: inline-block; min-width: 5.8em; padding: .05em .7em; border-radius: 1em; text-align: center;
+  font-weight: 600; font-size: .87em; } b.good { background: #1a7f3730; color: light-dark(#116329, #56d364); }
+b.bad { background: #cf222e30; color: light-dark(#a40e26, #ff7b72); } b.info { background: #0969da28;
+  color: light-dark(#0550ae, #79c0ff); } b.none { background: #8883; color: var(--dim); }
 p.note { color: var(--dim); max-width: 60em; }
 .figures { display: flex; flex-wrap: wrap; gap: .8em; margin: .6em 0; } figure { margin: 0; }
 figure img { display: block; max-width: 100%; background: #fff; border-radius: 4px; }
@@ -47,6 +52,9 @@ MACROS = """{% macro Table(b) %}<table>{% if b.headers %}<tr>{% for h in b.heade
 {% for row in b.rows %}<tr{% if loop.index0 in b.strong %} class="strong"{% endif %}>
 {%- for value in row %}<td{% if loop.index0 in b.numeric %} class="number"{% endif %}>{{ value }}</td>{% endfor %}</tr>
 {% endfor %}</table>{% endmacro %}
+{% macro Verdicts(b) %}<table>{% for name, verdict, tone, detail in b.rows %}<tr><td>{{ name }}</td>
+<td><b class="{{ tone }}">{{ verdict }}</b></td><td>{{ detail }}</td></tr>{% endfor %}</table>{% endmacro %}
+{% macro Heading(b) %}<h3>{{ b.text }}</h3>{% endmacro %}
 {% macro Note(b) %}<p class="note">{{ b.text }}</p>{% endmacro %}
 {% macro Figures(b) %}<div class="figures">{% for f in b.figures %}<figure>
 <img src="{{ f.uri }}" alt="{{ f.caption }}"{% if f.width %} width="{{ f.width }}"{% endif %}>
@@ -64,6 +72,20 @@ class Table:
     headers: Sequence[str] = ()
     numeric: frozenset[int] = frozenset()
     strong: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Lines of (name, verdict, tone, detail); the tone, "good", "bad", "info" or "none", is the verdict's colour."""
+
+    rows: Sequence[tuple[str, str, str, str]]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class Swatches:
     colours: Sequence[tuple[str, Colour]]
 
 
-Block = Table | Note | Figures | Swatches
+Block = Table | Verdicts | Heading | Note | Figures | Swatches
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from mtmamba.runtime.sources import Frame, open_source
 _PATH = click.Path(path_type=Path)
 
 
-class _Override(click.ParamType[Override]):
+class OverrideType(click.ParamType[Override]):
+    """`--tolerance`: see `Override.parse`."""
+
     name = "[TASK.]FIGURE=VALUE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Override:
@@ -47,7 +49,7 @@ class _Override(click.ParamType[Override]):
     "--precision", type=click.Choice(list(TOLERANCES)), help="Row of the tolerances.  [default: the model's own]"
 )
 @click.option(
-    "--tolerance", "overrides", multiple=True, type=_Override(),
+    "--tolerance", "overrides", multiple=True, type=OverrideType(),
     help=f"In place of the row's; FIGURE is {', '.join(FIGURES)}. May be repeated.",
 )  # fmt: skip
 @click.option("--html", type=_PATH, help="Write a page with pictures and difference maps of the worst images.")
@@ -91,7 +93,7 @@ def main(
                 on_image=advance,
                 on_worst=gallery.hang if html is not None else lambda task, frame, reference, candidate: None,
             )
-        result = _result(right, candidate, row, what, parity)
+        result = result_of(right, candidate, row, what, parity)
     if html is not None:
         gallery.write(html, result, parity)
         result["html"] = str(html)
@@ -140,7 +142,9 @@ def _bar(total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: bar.update(task, advance=1)
 
 
-def _result(reference: Backend, candidate: Backend, row: str, what: str, parity: Parity) -> dict[str, Any]:
+def result_of(reference: Backend, candidate: Backend, row: str, what: str, parity: Parity) -> dict[str, Any]:
+    """What `--json` prints. row: of the tolerances. what: the images, in words."""
+
     def facts(backend: Backend) -> dict[str, str]:
         return {"model": str(backend.model), "backend": backend.name, "device": backend.device}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmamba.runtime.backends.base import Array
-from mtmamba.runtime.page import Figure, Figures, Note, Page, Table, picture_uri
+from mtmamba.runtime.page import Block, Figure, Figures, Note, Page, Table, picture_uri
 from mtmamba.runtime.parity import Parity, TaskParity
 from mtmamba.runtime.parity_pictures import Exhibit, exhibit
 from mtmamba.runtime.parity_tolerance import TOLERANCES, UNITS
@@ -34,12 +34,17 @@ class Gallery:
         """Write the page of `mtm-parity`'s result. Raises MtmError where it cannot be written."""
         precision = result["candidate"]["precision"]
         page = Page(title=_title(result, parity), facts=_facts(result))
-        page.add("Verdict", _verdicts(parity), Note(EXPLANATION), Note(f"{precision}: {TOLERANCES[precision].reason}."))
-        page.add("Figures", _figures(parity))
+        page.add("Verdict", verdicts(parity), Note(EXPLANATION), Note(f"{precision}: {TOLERANCES[precision].reason}."))
+        page.add("Figures", figures(parity))
         for task in parity.tasks:
-            if task.task.name in self._exhibits:
-                page.add(task.task.title, *_pictures(self._exhibits[task.task.name], task, parity.images))
+            if blocks := self.blocks(task, parity.images):
+                page.add(task.task.title, *blocks)
         page.write(path)
+
+    def blocks(self, task: TaskParity, images: int) -> tuple[Block, ...]:
+        """The task's worst image of so many; empty where none was hung."""
+        shown = self._exhibits.get(task.task.name)
+        return _pictures(shown, task, images) if shown else ()
 
 
 def _title(result: dict[str, Any], parity: Parity) -> str:
@@ -62,7 +67,7 @@ def _facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _verdicts(parity: Parity) -> Table:
+def verdicts(parity: Parity) -> Table:
     """A line for each figure a task is judged by; those that failed are bold."""
     rows: list[list[str]] = []
     failed: set[int] = set()
@@ -80,7 +85,8 @@ def _verdicts(parity: Parity) -> Table:
     return Table(rows=rows, headers=headers, numeric=frozenset({2, 3}), strong=frozenset(failed))
 
 
-def _figures(parity: Parity) -> Table:
+def figures(parity: Parity) -> Table:
+    """All figures, a line a task."""
     rows = [
         [
             task.task.name,
