@@ -10,7 +10,7 @@ import onnx
 
 from mtmamba.console import ImageSize, command, progress, say
 from mtmamba.errors import MtmError
-from mtmamba.files import atomic_path, check_output, only_candidate, sha256
+from mtmamba.files import atomic_path, check_output, existing_file, only_candidate, sha256
 
 MAX_SIDE = 16384
 CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
@@ -54,6 +54,7 @@ def main(
     if ckpt is None:
         ckpt = only_candidate(CHECKPOINTS, "checkpoint", "--ckpt", "mtm-train")
         say(f"checkpoint: {ckpt.name}")
+    existing_file(ckpt, "checkpoint")
     output = output or Path(ckpt.name.removesuffix(".tar")).with_suffix(".onnx")
     check_output(output, suffix=".onnx", inputs=(ckpt,))
     started = time.perf_counter()

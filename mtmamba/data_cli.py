@@ -90,6 +90,12 @@ def _say_split(part: str, facts: dict[str, Any]) -> None:
         )
 
 
-main = click.Group("mtm-data", commands={"check": check}, context_settings=HELP, help=__doc__)
+main = click.Group(
+    "mtm-data",
+    commands={"check": check},
+    context_settings=HELP,
+    help="Look at a labelled dataset before training on it.",
+    epilog="Example: mtm-data check nyudv2 /data/NYUDv2 --output nyudv2.png",
+)
 if __name__ == "__main__":
     main()

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from mtmamba.console import command, progress, say
-from mtmamba.runtime.backends import BACKENDS, default_model, open_backend
+from mtmamba.files import existing_file
+from mtmamba.runtime.backends import BACKENDS, backend_of, default_model, open_backend
 from mtmamba.runtime.bench import Speed, bench, machine
 
 
@@ -25,6 +26,9 @@ def main(
     with copies. The figures are those of the round with the median time."""
     if not models:
         models = (default_model(backend)[0],)
+    for model in models:  # a wrong name is said before the first is timed
+        existing_file(model, "model")
+        backend_of(model)
     speeds: dict[Path, list[Speed]] = {model: [] for model in models}
     facts: dict[Path, dict[str, Any]] = {}
     with progress(unit="calls") as bar:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import click
 
-from mtmamba.console import ImageSize, command, progress
+from mtmamba.console import ImageSize, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.files import check_output
 from mtmamba.metrics import (
@@ -27,7 +27,7 @@ from mtmamba.metrics import (
 )
 from mtmamba.metrics.boundary_match import THRESHOLD_COUNT
 from mtmamba.metrics.meters import AbsentClasses
-from mtmamba.runtime.backends import BACKENDS, Backend, open_backend
+from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
 from mtmamba.runtime.eval_report import class_iou, plain, tell, write_page
 from mtmamba.runtime.evaluate import Evaluation, Labelled, check_tasks, evaluate
 from mtmamba.runtime.page import check_page_packages
@@ -38,7 +38,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @command(epilog="Example: mtm-eval best.onnx --data nyudv2 --root NYUDv2 --html report.html")
-@click.argument("model", type=_PATH)
+@click.argument("model", required=False, type=_PATH)
 @click.option("--data", required=True, type=click.Choice(list(DATASETS)), help="Dataset.")
 @click.option("--root", type=_PATH, help="The dataset's folder (synthetic has none).")
 @click.option("--split", type=click.Choice(["train", "val"]), default="val", help="Which part.")
@@ -61,7 +61,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--html", type=_PATH, help="Write a page with charts and the worst pictures.")
 @click.option("--save-predictions", type=_PATH, help="Folder for the predictions: one .npz a picture.")
 def main(
-    model: Path,
+    model: Path | None,
     data: str,
     root: Path | None,
     split: str,
@@ -78,8 +78,12 @@ def main(
     html: Path | None,
     save_predictions: Path | None,
 ) -> dict[str, Any]:
-    """Score MODEL (.engine, .onnx or .pth) on a labelled set: every figure of the paper, beside the best constant."""
+    """Score MODEL (.engine, .onnx or .pth; default: what mtm-run would run here) on a labelled set: every figure of the
+    paper, beside the best constant."""
     reference = load_baseline(baseline) if baseline is not None else None
+    if model is None:
+        model, note = default_model(backend)
+        say(f"{note}\nmodel: {model.name}".lstrip())
     if html is not None:
         check_page_packages()
         check_output(html, suffix=".html", inputs=(model,))

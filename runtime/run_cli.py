@@ -45,7 +45,9 @@ class SourceName(click.ParamType[str]):
 )
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="What runs it.  [default: by the model file]")
 @click.option("--tasks", help="Tasks to draw, such as semseg,depth.  [default: all of the model's]")
-@click.option("-o", "--output", type=_PATH, help="[default: NAME.mtm.mp4, NAME.mtm.png or NAME.mtm/ here]")
+@click.option(
+    "-o", "--output", type=_PATH, help="What to write.  [default: NAME.mtm.mp4, NAME.mtm.png or NAME.mtm/ here]"
+)
 @click.option(
     "--format", "choice", type=click.Choice(["mp4", "png"]),
     help="A video, or PNG files.  [default: by the output's name, else as the source is]",

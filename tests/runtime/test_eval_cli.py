@@ -38,6 +38,15 @@ def test_the_table(toy_onnx: Path) -> None:
     assert all(name in result.output for name in NYU40)
 
 
+def test_the_model_it_finds_by_itself(toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy_onnx.parent)
+    result = run(*QUICK)
+    assert result.exit_code == 0 and result.output.startswith("model: toy.onnx\n"), result.output
+    toy_onnx.unlink()
+    result = run(*QUICK)
+    assert result.exit_code == 1 and "no model (*.engine or *.onnx or " in result.output
+
+
 def test_json_and_definitions(toy_onnx: Path) -> None:
     first = json.loads(run(toy_onnx, *QUICK, "--json").output)
     assert first["definitions"] == {
