@@ -25,7 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto
 h1 { font-size: 1.7em; margin-bottom: .1em; } h2 { margin: 2em 0 .5em; border-bottom: 1px solid var(--line); }
 table { display: block; overflow-x: auto; border-collapse: collapse; margin: .8em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .9em .25em 0; text-align: left; border-bottom: 1px solid var(--line); }
-th { color: var(--dim); font-weight: 600; } td.number, th.number { text-align: right; }
+th { color: var(--dim); font-weight: 600; } td.number, th.number { text-align: right; } td.number { white-space: nowrap; }
 tr.strong td { font-weight: 600; } h3 { margin: 1.6em 0 .3em; font-size: 1.05em; }
 b.good, b.bad, b.none { display: inline-block; min-width: 5.8em; padding: .05em .7em; border-radius: 1em; text-align: center;
   font-weight: 600; font-size: .87em; } b.good { background: #1a7f3730; color: light-dark(#116329, #56d364); }
