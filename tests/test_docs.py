@@ -37,7 +37,7 @@ def documented() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), documented(), ids=str)
 def test_command_lines_are_valid(page: str, line: str) -> None:
     """Click itself parses every line: options, their values, missing arguments."""
-    name, *arguments = shlex.split(line, comments=True)
+    name, *arguments = shlex.split(re.sub(r"<[^>]+>", "", line), comments=True)  # <what the reader fills in>
     assert name in COMMANDS, f"{page}: {line}"
     command = command_of(name)
     if isinstance(command, click.Group):
@@ -80,7 +80,7 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-WRITTEN_ELSEWHERE = {"engines.md", "precision.md", "training.md", "kernels.md", "kernels-backward.md"}
+WRITTEN_ELSEWHERE = {"engines.md"}
 """Pages of parts that are being written: a link to one may lead nowhere until it is there."""
 
 
