@@ -7,10 +7,7 @@ import click
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS: dict[str, str] = {
-    **tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"],
-    "mtm-report": "mtmamba.runtime.report_cli:main",
-}
+COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 """Name -> "module:attribute"."""
 
 

@@ -66,7 +66,8 @@ MODULES_WITHOUT_TORCH = (
     "mtmamba.export.metadata, mtmamba.export.picture_io, mtmamba.export.precision, mtmamba.calib.plan, "
     "mtmamba.runtime.api, mtmamba.runtime.bench_cli, mtmamba.runtime.bisect_cli, "
     "mtmamba.runtime.calibrate_cli, mtmamba.runtime.sensitivity_cli, mtmamba.runtime.build_cli, mtmamba.runtime.doctor_cli, "
-    "mtmamba.runtime.eval_cli, mtmamba.runtime.parity_cli, mtmamba.runtime.run_cli, mtmamba.runtime.triton_cli"
+    "mtmamba.runtime.eval_cli, mtmamba.runtime.parity_cli, mtmamba.runtime.report_cli, mtmamba.runtime.run_cli, "
+    "mtmamba.runtime.triton_cli"
 )
 
 
