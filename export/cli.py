@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnx
 
 from mtmamba.console import ImageSize, command, progress, say
 from mtmamba.errors import MtmError
-from mtmamba.files import atomic_path, check_output, existing_file, only_candidate, sha256
+from mtmamba.files import check_output, existing_file, only_candidate
 
 MAX_SIDE = 16384
 CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
@@ -32,6 +31,7 @@ CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
 @click.option("--batch", type=click.IntRange(1), default=1, help="Images a run.")
 @click.option("--opset", type=click.IntRange(18, 23), default=20, help="ONNX opset.")
 @click.option("--check-images", type=click.IntRange(1), default=2, help="Random images to compare with PyTorch.")
+@click.option("--picture-io", is_flag=True, help="uint8 pictures in, labels, probabilities, depth and normals out.")
 def main(
     ckpt: Path | None,
     output: Path | None,
@@ -39,6 +39,7 @@ def main(
     batch: int,
     opset: int,
     check_images: int,
+    picture_io: bool,
 ) -> dict[str, Any]:
     """Export an MTMamba checkpoint to ONNX, and check the file against PyTorch before it is written.
 
@@ -46,41 +47,39 @@ def main(
     replaces by the plugin. Its metadata carries tasks, sizes, normalisation and versions.
     """
     _require_packages()
-    from mtmamba.checkpoint import load_checkpoint
-    from mtmamba.export.contract import count_nodes
-    from mtmamba.export.torch_to_onnx import export_model
-    from mtmamba.export.verify import compare, require_equal
+    from mtmamba.export.checkpoint_to_onnx import STEPS, export_checkpoint
 
     if ckpt is None:
         ckpt = only_candidate(CHECKPOINTS, "checkpoint", "--ckpt", "mtm-train")
         say(f"checkpoint: {ckpt.name}")
     existing_file(ckpt, "checkpoint")
-    output = output or Path(ckpt.name.removesuffix(".tar")).with_suffix(".onnx")
+    output = output or Path(ckpt.name.removesuffix(".tar")).with_suffix(".picture.onnx" if picture_io else ".onnx")
     check_output(output, suffix=".onnx", inputs=(ckpt,))
     started = time.perf_counter()
     with progress() as bar:
-        step = bar.add_task("reading the checkpoint", total=4, note="")
-        model = load_checkpoint(ckpt)
-        bar.update(step, advance=1, description="exporting")
-        proto = export_model(model, input_size=size, batch=batch, opset=opset, checkpoint_sha256=sha256(ckpt))
-        bar.update(step, advance=1, description="checking against PyTorch")
-        with atomic_path(output) as temporary:
-            onnx.save(proto, temporary)
-            differences = compare(model, temporary, images=check_images)
-            require_equal(differences)
-            bar.update(step, advance=1, description="writing")
-        bar.update(step, advance=1, description="done")
-    height, width = size or model.config.input_size
+        task = bar.add_task(STEPS[0], total=len(STEPS), note="")
+        made = export_checkpoint(
+            ckpt,
+            output,
+            input_size=size,
+            batch=batch,
+            opset=opset,
+            check_images=check_images,
+            picture_io=picture_io,
+            on_step=lambda step: bar.update(task, completed=step, description=STEPS[step]),
+        )
+        bar.update(task, completed=len(STEPS), description="done")
+    height, width = made.input_size
     seconds = time.perf_counter() - started
-    scans = count_nodes(proto)
     say(
-        f"{output}: {height}x{width}, batch {batch}, opset {opset}, {len(proto.graph.node)} nodes ({scans} scans), "
+        f"{output}: {height}x{width}, batch {batch}, opset {opset}, {made.nodes} nodes ({made.scan_nodes} scans), "
         f"{output.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s"
     )
-    for d in differences:
+    for d in made.differences:
         say(f"  {d.task:<12} max difference from PyTorch {d.max_abs:.1e} (allowed {d.tolerance:.1e})")
+    precision = [] if picture_io else ["--fp16"]
     say(
-        f"next: {shlex.join(['mtm-build-engine', str(output), '--fp16'])} (on a machine without a GPU add --target sm_89)"
+        f"next: {shlex.join(['mtm-build-engine', str(output), *precision])} (on a machine without a GPU add --target sm_89)"
     )
     return {
         "onnx": str(output),
@@ -88,11 +87,12 @@ def main(
         "input_size": [height, width],
         "batch": batch,
         "opset": opset,
-        "nodes": len(proto.graph.node),
-        "scan_nodes": scans,
+        "io": "picture" if picture_io else "raw",
+        "nodes": made.nodes,
+        "scan_nodes": made.scan_nodes,
         "bytes": output.stat().st_size,
         "seconds": round(seconds, 1),
-        "differences": [d.to_dict() for d in differences],
+        "differences": [d.to_dict() for d in made.differences],
     }
 
 

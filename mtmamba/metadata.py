@@ -47,15 +47,26 @@ class ModelMetadata:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of the input; its type is uint8 where `io` is `picture`, else float32."""
+        """Of the input: `picture` [B, H, W, 3], else [B, 3, H, W]."""
         height, width = self.input_size
         return (self.batch, height, width, 3) if self.io == "picture" else (self.batch, 3, height, width)
 
+    @property
+    def input_dtype(self) -> str:
+        """NumPy's name of the input's type."""
+        return "uint8" if self.io == "picture" else "float32"
+
     def output_shape(self, task: Task) -> tuple[int, ...]:
-        """Of the task's output; its type with `io` `picture` is uint8, float16 for depth, else float32."""
+        """Of the task's output: [B, C, h, w], or as `io` `picture` gives it, with no channels but those of a normal."""
         if self.io == "raw":
             return (self.batch, task.channels, *self.output_size)
         return (self.batch, *self.output_size, *((3,) if task.kind == "normals" else ()))
+
+    def output_dtype(self, task: Task) -> str:
+        """NumPy's name of the type of the task's output."""
+        if self.io == "raw":
+            return "float32"
+        return "float16" if task.kind == "depth" else "uint8"
 
     def to_dict(self) -> dict[str, Any]:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

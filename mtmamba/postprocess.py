@@ -1,9 +1,10 @@
-"""From the model's raw outputs to predictions. C channels, h w the output's size, H W the size wanted.
+"""From the model's outputs to predictions. C channels, h w the output's size, H W the size wanted.
 
 Raw outputs are resized first (bilinear, corners not aligned, as the paper's evaluation does), then turned into
 predictions. For labels this is the choice that gives right edges: the arg max of interpolated scores crosses between
 two classes at the sub-pixel place where their scores are equal, while resized labels (nearest) give steps as large as
-a model pixel and are off by up to half of one.
+a model pixel and are off by up to half of one. A model exported with picture I/O (`mtmamba.export.picture_io`) has taken
+the arg max itself, so its labels do have such steps; in exchange only bytes leave the GPU.
 """
 
 import cv2
@@ -13,16 +14,22 @@ import numpy.typing as npt
 from mtmamba.tasks import Task
 
 Prediction = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
-Planes = npt.NDArray[np.float32]  # [C, h, w]
+Raw = npt.NDArray[np.float32]  # [C, h, w]
+Final = npt.NDArray[np.uint8] | npt.NDArray[np.float16]  # [h, w], normals [h, w, 3]
+Planes = Raw | Final  # what a model gives for one image and task
 
 
-def postprocess(raw: Planes, task: Task, size: tuple[int, int]) -> Prediction:
+def postprocess(planes: Planes, task: Task, size: tuple[int, int]) -> Prediction:
     """One image's prediction for one task, at `size` (height, width).
 
-    raw: [C, h, w] float32. Returns, by the task's kind:
+    planes: raw outputs [C, h, w] float32, or a prediction as `mtmamba.export.picture_io` has it (uint8, or float16).
+    Returns, by the task's kind:
     labels: [H, W] uint8, the class; saliency, boundary: [H, W] float32 in 0..1; depth: [H, W] float32 >= 0 in the
     task's unit; normals: [H, W, 3] float32 unit vectors (a zero vector stays zero).
     """
+    if planes.ndim == 2 or planes.dtype == np.uint8:
+        return _from_picture(planes, task, size)
+    raw: Raw = np.asarray(planes, np.float32)
     if raw.shape[0] != task.channels:
         raise ValueError(f"{task.name}: expected {task.channels} channels, found shape {raw.shape}")
     if task.kind == "labels":
@@ -48,7 +55,29 @@ def _resize(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArra
     return np.asarray(cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _labels(raw: Planes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _from_picture(prediction: Planes, task: Task, size: tuple[int, int]) -> Prediction:
+    """What the model has made of its outputs, at the wanted size and in this module's forms."""
+    if prediction.ndim != (3 if task.kind == "normals" else 2):
+        raise ValueError(f"{task.name}: expected {task.kind} as a prediction, found shape {prediction.shape}")
+    if task.kind == "labels":
+        return _nearest(np.asarray(prediction, np.uint8), size)
+    values: Raw = np.asarray(prediction, np.float32)
+    if task.kind == "depth":
+        return _resize(values, size)
+    if task.kind == "normals":
+        vectors = values / np.float32(127.5) - np.float32(1)
+        return _unit(np.stack([_resize(vectors[:, :, axis], size) for axis in range(3)], axis=-1))
+    return _resize(values / np.float32(255), size)
+
+
+def _nearest(labels: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """[h, w] -> [H, W], each pixel that of the model it lies in."""
+    if labels.shape == size:
+        return labels
+    return np.asarray(cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def _labels(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     if raw.shape[1:] == size:
         return np.argmax(raw, axis=0).astype(np.uint8)
     # A running arg max: memory of a few planes, not of C, at the full size. Ties go to the lower class, as in argmax.
@@ -61,8 +90,12 @@ def _labels(raw: Planes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return labels
 
 
-def _normals(raw: Planes, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    vectors = np.stack([_resize(plane, size) for plane in raw], axis=-1)
+def _normals(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    return _unit(np.stack([_resize(plane, size) for plane in raw], axis=-1))
+
+
+def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors [H, W, 3] over their length."""
     length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
     return vectors / np.maximum(length, 1e-12)[:, :, None]
 

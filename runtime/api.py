@@ -41,7 +41,7 @@ class Predictions(Mapping[str, Prediction]):
 
     By the task's kind, with [N, ...] in front for a batch: labels [H, W] uint8; saliency and boundary [H, W] float32,
     probabilities; depth [H, W] float32 in the task's unit; normals [H, W, 3] float32, unit vectors.
-    raw: what the model itself gave, task name -> [C, h, w] float32.
+    raw: what the model itself gave, task name -> [C, h, w] float32 (with picture I/O: the prediction at its own size).
     """
 
     __slots__ = ("_predictions", "raw")
@@ -127,7 +127,8 @@ class Model:
     def infer(self, tensor: Any, out: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The model alone, no resizing and no postprocessing: raw predictions {task name: [n, C, h, w]}.
 
-        tensor: [n, 3, height, width] float32 at `input_size`, RGB in 0..1 minus `metadata.mean` over `metadata.std`. A
+        tensor: [n, 3, height, width] float32 at `input_size`, RGB in 0..1 minus `metadata.mean` over `metadata.std`. (A
+        model with picture I/O takes [n, height, width, 3] uint8 and gives `mtmamba.export.picture_io`'s forms.) A
         NumPy array gives float32 NumPy arrays, for any n. An array on the GPU (torch, CuPy, PyCUDA: anything with DLPack
         or the CUDA array interface), which needs an engine and n = `metadata.batch`, is read where it lies and gives
         `DeviceArray`s, complete on return.
@@ -138,10 +139,11 @@ class Model:
             with self._lane() as lane:
                 return lane.infer_on_gpu(tensor, out or {})
         images = np.asarray(tensor)
-        wanted = (3, *self.input_size)
-        if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+        wanted, dtype = self.metadata.input_shape[1:], self.metadata.input_dtype
+        if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
+            how = ", normalised" if self.metadata.io == "raw" else " of RGB"
             raise MtmError(
-                f"expected float32 images [n, {', '.join(map(str, wanted))}], normalised, found {images.dtype} "
+                f"expected {dtype} images [n, {', '.join(map(str, wanted))}]{how}, found {images.dtype} "
                 f"{list(images.shape)}; for pictures call the model itself"
             )
         raw = self._infer_host(images)
@@ -213,9 +215,10 @@ class Model:
 
 
 def _copy_into(name: str, raw: dict[str, Array], target: Any) -> None:
-    wanted = raw[name].shape if name in raw else None
-    if not isinstance(target, np.ndarray) or target.shape != wanted or target.dtype != np.float32:
+    wanted = raw.get(name)
+    same = isinstance(target, np.ndarray) and wanted is not None and target.shape == wanted.shape
+    if not same or wanted is None or target.dtype != wanted.dtype:
         found = f"{target.dtype} {list(target.shape)}" if isinstance(target, np.ndarray) else type(target).__name__
-        expected = f"a NumPy array float32 {list(wanted)}" if wanted else f"one of {', '.join(raw)}"
-        raise MtmError(f"out[{name!r}]: expected {expected}, found {found}")
+        shape = f"a NumPy array {wanted.dtype} {list(wanted.shape)}" if wanted is not None else ""
+        raise MtmError(f"out[{name!r}]: expected {shape or 'one of ' + ', '.join(raw)}, found {found}")
     target[...] = raw[name]

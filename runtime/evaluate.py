@@ -122,15 +122,16 @@ def _form(task: Task) -> str:
     return f"{task.channels} classes" if task.classes else task.title + (f" in {task.unit}" if task.unit else "")
 
 
-def model_input(image: npt.NDArray[np.float32], metadata: ModelMetadata) -> tuple[npt.NDArray[np.float32], Picture]:
+def model_input(image: npt.NDArray[np.float32], metadata: ModelMetadata) -> tuple[npt.NDArray[Any], Picture]:
     """A sample's `image` as the model's input, and as a picture.
 
-    It goes in as it is where size and normalisation are the model's, else it is brought to them as `mtm-run` does.
+    It goes in as it is where size, normalisation and form are the model's, else it is brought to them as `mtm-run` does.
     """
     mean, std = (np.array(v, np.float32)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     rgb = np.rint(np.clip((image * std + mean) * 255, 0, 255)).astype(np.uint8)
     picture = np.ascontiguousarray(rgb[::-1].transpose(1, 2, 0))
-    same = image.shape[1:] == metadata.input_size and (metadata.mean, metadata.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    form = (metadata.io, metadata.mean, metadata.std)
+    same = image.shape[1:] == metadata.input_size and form == ("raw", IMAGENET_MEAN, IMAGENET_STD)
     return (image if same else preprocess(picture, metadata)), picture
 
 

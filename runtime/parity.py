@@ -217,6 +217,11 @@ def _check_comparable(reference: Backend, candidate: Backend, names: tuple[str, 
             f"{sizes[1]}; export again with mtm-export --size {sizes[1]}, or name the checkpoint with --reference"
         )
     for backend in (reference, candidate):
+        if backend.metadata.io != "raw":
+            raise MtmError(
+                f"{backend.model}: expected a model with raw outputs, found one with picture I/O, whose rounding would "
+                "hide what is compared; export or build it again without --picture-io to compare it"
+            )
         known = {task.name: task.channels for task in backend.metadata.tasks}
         wanted = {task.name: task.channels for task in other.tasks if task.name in names}
         lacking = [name for name in names if name not in wanted or known.get(name) != wanted[name]]

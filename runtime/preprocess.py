@@ -19,12 +19,15 @@ def resize_image(image: Image, size: tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
 
-def preprocess(image: Image, metadata: ModelMetadata) -> npt.NDArray[np.float32]:
-    """image: [H, W, 3] uint8 BGR. Returns [3, h, w] float32, contiguous: RGB in 0..1, minus mean, over std.
+def preprocess(image: Image, metadata: ModelMetadata) -> npt.NDArray[np.float32] | Image:
+    """image: [H, W, 3] uint8 BGR. Returns [3, h, w] float32, contiguous: RGB in 0..1, minus mean, over std; for a model
+    that does this itself (`metadata.io` `picture`) [h, w, 3] uint8 RGB.
 
     The picture is resized to the model's size whatever its aspect, as the model's outputs are later resized back.
     """
     resized = resize_image(image, metadata.input_size)
+    if metadata.io == "picture":
+        return np.asarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB), np.uint8)
     std = np.asarray(metadata.std, np.float32)
     scale = 1 / (255 * std)
     shift = np.asarray(metadata.mean, np.float32) / std

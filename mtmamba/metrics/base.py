@@ -68,7 +68,7 @@ def predict(raw: Array, task: Task, size: tuple[int, int]) -> Prediction:
             f"{task.name}: expected finite outputs, found NaN or infinity; if this is an FP16 engine, build it again "
             "without --fp16, else train the model again"
         )
-    return postprocess(np.asarray(raw, np.float32), task, size)
+    return postprocess(raw, task, size)
 
 
 def ratio(numerator: Any, denominator: Any) -> float:
