@@ -29,15 +29,18 @@ def find_gpus() -> list[Gpu]:
     return [found for index in range(count.value) if (found := _gpu(cuda, index)) is not None]
 
 
-def require_gpu() -> Gpu:
-    """The first GPU. Raises MtmError, in one sentence, where there is none."""
+def require_gpu(index: int = 0) -> Gpu:
+    """The GPU of that index. Raises MtmError, in one sentence, where there is none."""
     found = find_gpus()
     if not found:
         raise MtmError(
             "backend tensorrt: expected an NVIDIA GPU and its driver, found no NVIDIA GPU; use --backend onnxruntime "
             "with the .onnx file (mtm-doctor shows what is here)"
         )
-    return found[0]
+    if index >= len(found):
+        names = ", ".join(f"{device.index} ({device.name})" for device in found)
+        raise MtmError(f"--device {index}: expected one of the GPUs here, {names}; choose one of these")
+    return found[index]
 
 
 def cuda_of_driver() -> tuple[int, int] | None:

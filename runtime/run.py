@@ -2,10 +2,12 @@
 bounded queues between. Frames keep their order and none is lost (a live source gives only those there is time for).
 """
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from mtmamba.errors import MtmError
 from mtmamba.postprocess import Planes, postprocess_all
 from mtmamba.runtime.backends import Backend
+from mtmamba.runtime.backends.base import Result
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame, Source
@@ -22,7 +25,7 @@ from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
 
-Prepared = tuple[Frame, npt.NDArray[np.float32]]  # a frame and its [3, H, W]
+Prepared = tuple[Frame, npt.NDArray[Any]]  # a frame and the model's input for it
 Inferred = tuple[Frame, dict[str, Planes]]
 
 
@@ -127,17 +130,32 @@ def _infer(
     """Every frame with the model's outputs for it, in order."""
     size = backend.metadata.batch
     ahead = Prefetch(prepared, QUEUE * size)
+    waiting: deque[tuple[list[Prepared], Result, float]] = deque()  # on their way, with the time submitting took
+
+    def finished() -> Iterator[Inferred]:
+        batch, result, submitting_s = waiting.popleft()
+        begin = perf_counter()
+        outputs = result()
+        busy_ms = (submitting_s + perf_counter() - begin) * 1e3 / len(batch)
+        engine_ms.add("engine", backend.engine_ms / size)
+        for index, (frame, _) in enumerate(batch):
+            meter.add("infer", busy_ms)
+            yield frame, {name: output[index] for name, output in outputs.items()}
+
     try:
         for batch in _batches(iter(ahead), size):
             begin = perf_counter()
-            outputs = backend.infer(np.stack([image for _, image in batch]))
-            busy_ms = (perf_counter() - begin) * 1e3 / len(batch)
-            engine_ms.add("engine", backend.engine_ms / size)
-            for index, (frame, _) in enumerate(batch):
-                meter.add("infer", busy_ms)
-                yield frame, {name: output[index] for name, output in outputs.items()}
+            result = backend.submit(np.stack([image for _, image in batch]))
+            waiting.append((batch, result, perf_counter() - begin))
+            if len(waiting) >= backend.depth:
+                yield from finished()
+        while waiting:
+            yield from finished()
     finally:
         ahead.close()
+        while waiting:  # where something else failed: the backend may be used again
+            with suppress(MtmError):
+                waiting.popleft()[1]()
 
 
 def _draw(

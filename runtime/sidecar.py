@@ -12,7 +12,7 @@ from mtmamba.errors import MtmError
 from mtmamba.files import existing_file, sha256
 from mtmamba.metadata import ModelMetadata
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".json"
 
 
@@ -22,7 +22,8 @@ class Sidecar:
     plugin_hash: of the plugin sources, "" where the engine holds no plugin. plugin_ops: our operators in the engine.
     onnx_path: relative to the engine's folder. engine_sha256: of the engine file this sidecar belongs to. precision:
     one of `mtmamba.calib.plan.PRECISIONS`. precision_plan: what the rewriting did, and why some nodes stay higher.
-    options: further arguments of mtm-build-engine that made this engine."""
+    options: further arguments of mtm-build-engine that made this engine. embedded_plugin: the plugin library is in it.
+    version_compatible: later TensorRT versions load it."""
 
     flavour: str
     tensorrt_version: str
@@ -37,6 +38,13 @@ class Sidecar:
     metadata: ModelMetadata
     precision_plan: dict[str, Any] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    embedded_plugin: bool = False
+    version_compatible: bool = False
+
+    @property
+    def carries_code(self) -> bool:
+        """Whether loading the engine runs machine code that is in it."""
+        return self.embedded_plugin or self.version_compatible
 
     def to_json(self) -> str:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
@@ -84,6 +92,7 @@ _KINDS: dict[str, type] = {
     "precision": str,
     "engine_bytes": int,
     "precision_plan": dict,
+    **dict.fromkeys(("embedded_plugin", "version_compatible"), bool),
 }
 
 
@@ -147,7 +156,7 @@ def _differences(
     if sidecar.flavour != flavour:
         return [f"it was built by {sidecar.flavour} {sidecar.tensorrt_version}, and this is {flavour} {version}"]
     problems = []
-    if sidecar.tensorrt_version != version:
+    if not _loads(sidecar, version):
         problems.append(f"it was built by {flavour} {sidecar.tensorrt_version}, and {version} is installed")
     if plugin_hash is not None and sidecar.plugin_hash and sidecar.plugin_hash != plugin_hash:
         problems.append(f"it was built with plugins {sidecar.plugin_hash[:12]}, and these are {plugin_hash[:12]}")
@@ -155,6 +164,18 @@ def _differences(
         built_for = ", ".join(sidecar.compute_capabilities)
         problems.append(f"it was built for GPUs of compute capability {built_for}, and this one has {capability}")
     return problems
+
+
+def _loads(sidecar: Sidecar, version: str) -> bool:
+    """Whether TensorRT of this version loads the engine: its own, or a later one of the same major."""
+    if sidecar.tensorrt_version == version:
+        return True
+    built, here = (_numbers(text) for text in (sidecar.tensorrt_version, version))
+    return sidecar.version_compatible and built[:1] == here[:1] and built <= here
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def short_path(path: Path) -> str:

@@ -56,11 +56,14 @@ def default_reference(folder: Path | None = None) -> Path:
     return only_candidate(_patterns(kind), "reference", "--reference", MADE_BY[kind], folder)
 
 
-def open_backend(model: Path, backend: str | None = None, input_size: tuple[int, int] | None = None) -> Backend:
+def open_backend(
+    model: Path, backend: str | None = None, input_size: tuple[int, int] | None = None, device: int = 0
+) -> Backend:
     """Open `model` with `backend`, or with the backend its suffix calls for: .engine -> tensorrt, .onnx -> onnxruntime
     (CUDA where ONNX Runtime has it, else the CPU), .pth, .pt, .tar -> torch.
 
-    input_size: (height, width) to run a checkpoint at; the other kinds have theirs built in and take no notice.
+    input_size: (height, width) to run a checkpoint at; the other kinds have theirs built in and take no notice. device:
+    the index of the GPU, where it runs on one.
     Raises MtmError for a missing or unreadable file, a pairing that cannot be, a package that is not installed, or
     no GPU for an engine (before anything is loaded).
     """
@@ -68,15 +71,15 @@ def open_backend(model: Path, backend: str | None = None, input_size: tuple[int,
     if backend is not None and backend not in BACKENDS:
         raise MtmError(f"unknown backend {backend!r}; known: {', '.join(BACKENDS)}")
     existing_file(model, "model")
-    if (backend or backend_of(model)) == "tensorrt":
-        gpu.require_gpu()
+    if device or (backend or backend_of(model)) == "tensorrt":
+        gpu.require_gpu(device)
     fits = backend_of(model)
     if backend is not None and backend != fits:
         raise MtmError(
             f"{model}: backend {backend} reads {' '.join(BACKENDS[backend])} files, found {model.suffix}; use "
             f"--backend {fits}, or make the file with {MADE_BY[backend]} and name it with --model"
         )
-    return _open(model, fits, input_size)
+    return _open(model, fits, input_size, device)
 
 
 def backend_of(model: Path) -> str:
@@ -90,18 +93,18 @@ def backend_of(model: Path) -> str:
     )
 
 
-def _open(model: Path, backend: str, input_size: tuple[int, int] | None) -> Backend:
+def _open(model: Path, backend: str, input_size: tuple[int, int] | None, device: int) -> Backend:
     if backend == "tensorrt":
         from mtmamba.runtime.backends.tensorrt_backend import TensorRTBackend
 
-        return TensorRTBackend(model)
+        return TensorRTBackend(model, device)
     if backend == "onnxruntime":
         from mtmamba.runtime.backends.onnx_backend import OnnxBackend
 
-        return OnnxBackend(model)
+        return OnnxBackend(model, device)
     from mtmamba.runtime.backends.torch_backend import TorchBackend
 
-    return TorchBackend(model, input_size)
+    return TorchBackend(model, input_size, device)
 
 
 def _patterns(backend: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What every backend is. Shapes: B the model's batch, H W the model's input size, Ho Wo its output size."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,11 @@ import numpy.typing as npt
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+"""Of the type that the metadata says: float32, or what `mtmamba.export.picture_io` puts in its place."""
+
+Result = Callable[[], dict[str, Array]]
+"""Waits for a submitted batch and returns what `Backend.infer` would have."""
 
 
 class Backend(ABC):
@@ -21,10 +25,11 @@ class Backend(ABC):
 
     name: the backend's name. model: the file. metadata: what the file says of itself. device: where it runs, for
     people. engine_ms: milliseconds of the model alone in the last `infer` (no pre- or postprocessing), for the whole
-    batch.
+    batch. depth: how many batches it can have on their way, see `submit`.
     """
 
     name: ClassVar[str]
+    depth: int = 1
 
     def __init__(self, model: Path, metadata: ModelMetadata, device: str) -> None:
         self.model = model
@@ -33,28 +38,44 @@ class Backend(ABC):
         self.engine_ms = float("nan")
 
     def infer(self, images: npt.ArrayLike) -> dict[str, Array]:
-        """Raw predictions of 1 to `metadata.batch` images.
+        """What the model says of 1 to `metadata.batch` images.
 
         images: [n, 3, H, W] float32, RGB, normalised. Returns {task name: [n, channels, Ho, Wo] float32}, tasks in the
-        model's order. A short batch is padded with zeros for the model and cut again. Raises ValueError for another
-        shape or type (a caller's bug, no user's), MtmError where the device fails.
+        model's order. (With `metadata.io` `picture`: the forms of `mtmamba.export.picture_io`.) A short batch is padded
+        with zeros for the model and cut again. Raises ValueError for another shape or type (a caller's bug, no user's),
+        MtmError where the device fails.
         """
-        batch, (height, width) = self.metadata.batch, self.metadata.input_size
-        images = np.asarray(images)
-        if images.shape[1:] != (3, height, width) or not 1 <= images.shape[0] <= batch or images.dtype != np.float32:
-            raise ValueError(
-                f"expected float32 images [1..{batch}, 3, {height}, {width}], found {images.dtype} {list(images.shape)}"
-            )
-        count = images.shape[0]
+        batch, count = self._full_batch(images)
+        return self._cut(self._execute(batch), count)
+
+    def submit(self, images: npt.ArrayLike) -> Result:
+        """`infer` in two halves: begin now, and wait in the call of what is returned, which sets `engine_ms`.
+
+        Up to `depth` may be on their way; results are asked for in the order of their submission.
+        """
+        outputs = self.infer(images)
+        return lambda: outputs
+
+    def _full_batch(self, images: npt.ArrayLike) -> tuple[Array, int]:
+        """Checked and padded to the model's batch, and how many there were."""
+        (batch, *shape), dtype = self.metadata.input_shape, np.dtype(self.metadata.input_dtype)
+        given = np.asarray(images)
+        if given.shape[1:] != tuple(shape) or not 1 <= given.shape[0] <= batch or given.dtype != dtype:
+            dims = ", ".join(map(str, shape))
+            raise ValueError(f"expected {dtype} images [1..{batch}, {dims}], found {given.dtype} {list(given.shape)}")
+        count = given.shape[0]
         if count < batch:
-            images = np.concatenate([images, np.zeros((batch - count, 3, height, width), np.float32)])
-        outputs = self._execute(np.ascontiguousarray(images))
-        return {task.name: np.asarray(outputs[task.name][:count], np.float32) for task in self.metadata.tasks}
+            given = np.concatenate([given, np.zeros((batch - count, *shape), dtype)])
+        return np.ascontiguousarray(given), count
+
+    def _cut(self, outputs: dict[str, Array], count: int) -> dict[str, Array]:
+        types = {task.name: self.metadata.output_dtype(task) for task in self.metadata.tasks}
+        return {name: np.asarray(outputs[name][:count], dtype) for name, dtype in types.items()}
 
     @abstractmethod
     def _execute(self, images: Array) -> dict[str, Array]:
-        """Run one full batch [B, 3, H, W], set `engine_ms`, return {task name: [B, channels, Ho, Wo]} that later calls
-        do not overwrite."""
+        """Run one full batch of `metadata.input_shape`, set `engine_ms`, return {task name: `metadata.output_shape`}
+        that later calls do not overwrite."""
 
     def another(self) -> "Backend":
         """The same model for another thread to use at the same time. What is large is shared: close the others before

@@ -20,8 +20,8 @@ class OnnxBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(self, model: Path) -> None:
-        self._session: Any = _open_session(model)
+    def __init__(self, model: Path, device: int = 0) -> None:
+        self._session: Any = _open_session(model, device)
         metadata = ModelMetadata.from_json(_metadata_text(self._session, model), str(model))
         _check(self._session, metadata, model)
         provider = self._session.get_providers()[0].removesuffix("ExecutionProvider")
@@ -38,7 +38,7 @@ class OnnxBackend(Backend):
         self._session = None
 
 
-def _open_session(model: Path) -> Any:
+def _open_session(model: Path, device: int) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -50,11 +50,12 @@ def _open_session(model: Path) -> Any:
     providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
     if "CUDAExecutionProvider" in providers and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
+    chosen = [(name, {"device_id": device} if name.startswith("CUDA") else {}) for name in providers]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     try:
         # The fallback would try the very same again, and announce it on stdout, where a command's JSON goes.
-        return onnxruntime.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
+        return onnxruntime.InferenceSession(str(model), options, providers=chosen, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
         logger.debug("ONNX Runtime refused %s", model, exc_info=True)
         reason = " ".join(str(error).split())[:200]
@@ -77,24 +78,31 @@ def _metadata_text(session: Any, model: Path) -> str | None:
 
 def _check(session: Any, metadata: ModelMetadata, model: Path) -> None:
     """The file's inputs and outputs are those its metadata promises (a dimension may be free)."""
-    (height, width), (out_height, out_width) = metadata.input_size, metadata.output_size
     inputs, outputs = session.get_inputs(), {node.name: node for node in session.get_outputs()}
-    wanted = [metadata.batch, 3, height, width]
-    if [node.name for node in inputs] != [INPUT_NAME] or not _fits(inputs[0].shape, wanted):
-        found = ", ".join(f"{node.name} {node.shape}" for node in inputs)
+    shape, dtype = metadata.input_shape, metadata.input_dtype
+    if [node.name for node in inputs] != [INPUT_NAME] or not _fits(inputs[0], shape, dtype):
+        found = ", ".join(f"{node.name} {node.type} {node.shape}" for node in inputs)
         raise MtmError(
-            f"{model}: expected one input {INPUT_NAME} {wanted}, found {found}; export it again with mtm-export"
+            f"{model}: expected one input {INPUT_NAME} {dtype} {list(shape)}, found {found}; export it again with "
+            "mtm-export"
         )
     for task in metadata.tasks:
-        shape = [metadata.batch, task.channels, out_height, out_width]
-        if task.name not in outputs or not _fits(outputs[task.name].shape, shape):
-            found = f"{outputs[task.name].shape}" if task.name in outputs else f"only {', '.join(outputs)}"
+        shape, dtype = metadata.output_shape(task), metadata.output_dtype(task)
+        node = outputs.get(task.name)
+        if node is None or not _fits(node, shape, dtype):
+            found = f"only {', '.join(outputs)}" if node is None else f"{node.type} {node.shape}"
             raise MtmError(
-                f"{model}: expected an output {task.name} {shape}, found {found}; export it again with mtm-export"
+                f"{model}: expected an output {task.name} {dtype} {list(shape)}, found {found}; export it again with "
+                "mtm-export"
             )
 
 
-def _fits(shape: list[Any], wanted: list[int]) -> bool:
-    return len(shape) == len(wanted) and all(
-        not isinstance(found, int) or found == want for found, want in zip(shape, wanted, strict=True)
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)"}
+
+
+def _fits(node: Any, shape: tuple[int, ...], dtype: str) -> bool:
+    return (
+        node.type == _TYPES[dtype]
+        and len(node.shape) == len(shape)
+        and all(not isinstance(found, int) or found == want for found, want in zip(node.shape, shape, strict=True))
     )

@@ -1,14 +1,17 @@
 """TensorRT engines, of either flavour. All is made once: device buffers, pinned host buffers, one stream, two events.
 
 An `infer` is: copy into pinned memory, copy to the device, run, copy back, wait; the events stand around the run alone.
+From the second run on the engine's launches are one CUDA graph, where they can be captured. `submit` takes turns between
+two contexts of the engine, so that one's copies overlap the other's run; the runs themselves wait for each other.
 """
 
 import ctypes
 import logging
 import math
+import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,10 @@ import numpy.typing as npt
 from mtmamba.errors import MtmError
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.runtime import sidecar
-from mtmamba.runtime.backends.base import Array, Backend
+from mtmamba.runtime.backends.base import Array, Backend, Result
+from mtmamba.runtime.backends.cuda_graph import captured
+from mtmamba.runtime.backends.kernel_cache import Kernels, open_kernels
+from mtmamba.runtime.cuda import call, import_cudart
 from mtmamba.runtime.device_array import DeviceArray, view
 from mtmamba.runtime.gpu import Gpu, require_gpu
 from mtmamba.runtime.plugin import load_plugins
@@ -28,6 +34,7 @@ from mtmamba.runtime.trt import TensorRT, quoted, resolve
 
 logger = logging.getLogger(__name__)
 
+TRUST_VARIABLE = "MTMAMBA_TRUST_ENGINES"
 _REBUILD = "build the engine again with mtm-build-engine"
 
 
@@ -46,34 +53,47 @@ class _Owner:
 
 
 class TensorRTBackend(Backend):
-    """An engine and its sidecar. Raises MtmError where there is no GPU (before anything is loaded), the sidecar is
-    missing or says the engine is for something else, a package is missing, or TensorRT or CUDA fail."""
+    """An engine and its sidecar, on the GPU of index `device`. Raises MtmError where there is no GPU (before anything is
+    loaded), the sidecar is missing or says the engine is for something else, it carries code and nobody said it is to be
+    trusted, a package is missing, or TensorRT or CUDA fail."""
 
     name = "tensorrt"
+    depth = 2
 
-    def __init__(self, model: Path) -> None:
-        gpu = require_gpu()
-        self._trt, metadata = _prepare(model, gpu)
-        super().__init__(model, metadata, gpu.name)
+    def __init__(self, model: Path, device: int = 0) -> None:
+        gpu = require_gpu(device)
+        self._trt, wanted = _prepare(model, gpu)
+        super().__init__(model, wanted.metadata, gpu.name)
         self._cudart = import_cudart()
         self._index = gpu.index
-        self._resources = ExitStack()
-        self._context: Any = None
-        self._engine: Any = None
         self._runtime: Any = None
+        self._engine: Any = None
+        self._kernels: Kernels | None = None
+        self._turn, self._is_twin = 0, False
+        self._start_empty()
         with self._closing_on_error():
             self._cuda(self._cudart.cudaSetDevice, self._index)
-            self._runtime, self._engine = _load_engine(self._trt, self.model)
+            self._runtime, self._engine = _load_engine(self._trt, self.model, wanted.carries_code)
+            self._kernels = open_kernels(self._trt, self._engine, wanted.engine_sha256, gpu.name)
             self._make_context()
 
     def another(self) -> "TensorRTBackend":
         other = copy(self)  # shares the engine; its context, stream and buffers are its own
-        other._resources = ExitStack()
-        other._context, other._bindings = None, {}
+        other._is_twin = True
+        other._start_empty()
         with other._closing_on_error():
             other._cuda(other._cudart.cudaSetDevice, other._index)
             other._make_context()
         return other
+
+    def _start_empty(self) -> None:
+        """Nothing of a context's own."""
+        self._resources = ExitStack()
+        self._bindings: dict[str, Binding] = {}
+        self._context: Any = None
+        self._graph: Any = None
+        self._twin: TensorRTBackend | None = None
+        self._runs, self._busy = 0, False
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -90,7 +110,8 @@ class TensorRTBackend(Backend):
         self._start, self._stop = (cuda(cudart.cudaEventCreate) for _ in range(2))
         for event in (self._start, self._stop):
             self._resources.callback(cuda, cudart.cudaEventDestroy, event)
-        self._context = self._engine.create_execution_context()
+        assert self._kernels is not None
+        self._context = self._kernels.context()
         if self._context is None:
             raise MtmError(
                 f"{self.model}: TensorRT could not make an execution context, most likely for want of GPU memory; "
@@ -116,28 +137,96 @@ class TensorRTBackend(Backend):
         is_input = engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT
         return Binding(name=name, is_input=is_input, device=device, host=host)
 
+    def submit(self, images: npt.ArrayLike) -> Result:
+        twin = self._other_lane()
+        if twin is None:
+            return super().submit(images)
+        batch, count = self._full_batch(images)
+        lanes = (self, twin)
+        lane, before = lanes[self._turn], lanes[1 - self._turn]
+        lane._begin(batch, after=before._stop)
+        self._turn = 1 - self._turn
+
+        def wait() -> dict[str, Array]:
+            outputs = lane._end()
+            self.engine_ms = lane.engine_ms
+            return self._cut(outputs, count)
+
+        return wait
+
+    def _other_lane(self) -> "TensorRTBackend | None":
+        """The second context, made at the first need; None where the GPU has no room for it."""
+        if self._twin is None and self.depth > 1:
+            try:
+                self._twin = self.another()
+            except MtmError as error:
+                logger.info("one batch at a time: %s", error)
+                self.depth = 1
+        return self._twin
+
     def _execute(self, images: Array) -> dict[str, Array]:
-        cudart = self._cudart
-        outputs = [binding for binding in self._bindings.values() if not binding.is_input]
+        self._begin(images)
+        return self._end()
+
+    def _begin(self, images: Array, after: Any = None) -> None:
+        """Put a batch's copies and its run on the stream. after: an event that the run waits for."""
+        if self._busy:
+            raise ValueError(f"{self.depth} batches are on their way already; ask for a result first")
+        cuda, cudart = self._cuda, self._cudart
+        cuda(cudart.cudaSetDevice, self._index)  # this may be another thread than the last time
         image = self._bindings[INPUT_NAME]
         image.host[:] = images
         self._copy(
             image.device, image.host.ctypes.data, image.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         )
-        self._start_engine({binding.name: binding.device for binding in self._bindings.values()})
-        for out in outputs:
+        if after is not None:
+            cuda(cudart.cudaStreamWaitEvent, self._stream, after, 0)
+        self._run_on_own_buffers()
+        for out in self._outputs():
             self._copy(out.host.ctypes.data, out.device, out.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self._busy = True
+
+    def _end(self) -> dict[str, Array]:
+        """Wait for what `_begin` began."""
+        self._busy = False
         self._finish()
-        return {out.name: out.host.astype(np.float32) for out in outputs}  # astype copies: the buffers are used again
+        types = {task.name: self.metadata.output_dtype(task) for task in self.metadata.tasks}
+        return {out.name: out.host.astype(types[out.name]) for out in self._outputs()}  # copies: buffers are used again
+
+    def _outputs(self) -> list[Binding]:
+        return [binding for binding in self._bindings.values() if not binding.is_input]
+
+    def _run_on_own_buffers(self) -> None:
+        addresses = {binding.name: binding.device for binding in self._bindings.values()}
+        if self._runs == 1:  # the first run has set up whatever TensorRT puts off until then
+            self._capture(addresses)
+        self._runs += 1
+        with self._timed():
+            if self._graph is None:
+                self._enqueue(addresses)
+            else:
+                self._cuda(self._cudart.cudaGraphLaunch, self._graph, self._stream)
+
+    def _capture(self, addresses: dict[str, int]) -> None:
+        try:
+            with self._trt.messages.quoting():
+                graph = captured(self._cudart, self._cuda, self._stream, lambda: self._enqueue(addresses))
+        except MtmError as error:
+            logger.info("%s runs without a CUDA graph: %s", self.model, error)
+            return
+        self._graph = graph
+        self._resources.callback(self._cuda, self._cudart.cudaGraphExecDestroy, graph)
 
     def infer_on_gpu(self, image: Any, out: Mapping[str, Any]) -> dict[str, Any]:
-        names = [binding.name for binding in self._bindings.values() if not binding.is_input]
+        self._cuda(self._cudart.cudaSetDevice, self._index)
+        names = [binding.name for binding in self._outputs()]
         unknown = [name for name in out if name not in names]
         if unknown:
             raise MtmError(f"out: expected some of {', '.join(names)}, found {', '.join(unknown)}")
         arrays = {INPUT_NAME: self._view(INPUT_NAME, image)}
         arrays |= {name: self._view(name, out[name]) if name in out else self._new_array(name) for name in names}
-        self._start_engine({name: array.address for name, array in arrays.items()})
+        with self._timed():
+            self._enqueue({name: array.address for name, array in arrays.items()})
         self._finish()
         return {name: out.get(name, arrays[name]) for name in names}
 
@@ -152,15 +241,18 @@ class TensorRTBackend(Backend):
         weakref.finalize(owner, self._cudart.cudaFree, address)
         return DeviceArray(address=address, shape=host.shape, dtype=host.dtype, owner=owner)
 
-    def _start_engine(self, addresses: dict[str, int]) -> None:
-        cuda, cudart = self._cuda, self._cudart
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        self._cuda(self._cudart.cudaEventRecord, self._start, self._stream)
+        yield
+        self._cuda(self._cudart.cudaEventRecord, self._stop, self._stream)
+
+    def _enqueue(self, addresses: dict[str, int]) -> None:
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise MtmError(f"{self.model}: TensorRT refused the memory of {name}; build the engine again")
-        cuda(cudart.cudaEventRecord, self._start, self._stream)
         if not self._context.execute_async_v3(int(self._stream)):
             raise MtmError(f"{self.model}: TensorRT could not start the engine; run with another --backend to compare")
-        cuda(cudart.cudaEventRecord, self._stop, self._stream)
 
     def _finish(self) -> None:
         """Wait for all that was started."""
@@ -171,21 +263,20 @@ class TensorRTBackend(Backend):
         self._cuda(self._cudart.cudaMemcpyAsync, to, of, size, kind, self._stream)
 
     def _cuda(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        """Call one function of the CUDA runtime and return its value, if it has one. Raises MtmError where it fails."""
-        status, *values = function(*arguments)
-        if status != self._cudart.cudaError_t.cudaSuccess:
-            text = self._cudart.cudaGetErrorString(status)[1]
-            reason = text.decode() if isinstance(text, bytes) else str(text)
-            raise MtmError(
-                f"{self.model}: CUDA's {function.__name__} failed on {self.device} ({reason}); check the GPU "
-                "with nvidia-smi"
-            )
-        return values[0] if values else None
+        return call(self._cudart, str(self.model), self.device, function, *arguments)
 
     def close(self) -> None:
-        self._context = None  # before the memory it points to, before the engine, before the runtime
-        self._engine = None
-        self._runtime = None
+        if self._twin is not None:
+            self._twin.close()
+            self._twin = None
+        if self._busy:
+            self._busy = False
+            with suppress(MtmError):  # nobody has asked for that run's result
+                self._cuda(self._cudart.cudaStreamSynchronize, self._stream)
+        self._graph = self._context = None  # before the memory they point to, before the engine, before the runtime
+        if self._kernels is not None and not self._is_twin:
+            self._kernels.close()
+        self._kernels = self._engine = self._runtime = None
         self._bindings = {}
         try:
             self._resources.close()
@@ -193,48 +284,48 @@ class TensorRTBackend(Backend):
             logger.debug("freeing the GPU's memory failed", exc_info=True)
 
 
-def _prepare(model: Path, gpu: Gpu) -> tuple[TensorRT, ModelMetadata]:
+def _prepare(model: Path, gpu: Gpu) -> tuple[TensorRT, sidecar.Sidecar]:
     """Hold the sidecar against what is here, cheapest first, and load the plugins the engine needs."""
     wanted = sidecar.read(model)
     trt = resolve(wanted.flavour)
     capability = ".".join(str(part) for part in gpu.compute_capability)
     here = {"flavour": trt.flavour, "tensorrt_version": trt.version, "compute_capability": capability}
     sidecar.check(model, **here)
-    if wanted.plugin_ops:
+    if wanted.carries_code and os.environ.get(TRUST_VARIABLE) != "1":
+        raise MtmError(
+            f"{model}: this engine carries code (--embed-plugin or --version-compatible), which loading it runs; if you "
+            f"trust where it comes from, set {TRUST_VARIABLE}=1"
+        )
+    if wanted.plugin_ops and not wanted.embedded_plugin:
         plugins = load_plugins(trt)
         if plugins.hash != wanted.plugin_hash:
             sidecar.check(model, **here, plugin_hash=plugins.hash)  # raises, and says what differs
-    return trt, wanted.metadata
+    return trt, wanted
 
 
-def _load_engine(trt: TensorRT, model: Path) -> tuple[Any, Any]:
+def _load_engine(trt: TensorRT, model: Path, with_code: bool) -> tuple[Any, Any]:
     """The runtime and the engine; the first has to outlive the second."""
     with trt.messages.quoting() as errors:
         runtime = trt.module.Runtime(trt.logger)
+        if with_code:
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(model.read_bytes())
     if engine is None:
         raise MtmError(f"{model}: TensorRT {trt.version} cannot load this engine ({quoted(errors)}); {_REBUILD}")
     return runtime, engine
 
 
-def import_cudart() -> Any:
-    """The CUDA runtime's Python bindings. Raises MtmError where cuda-bindings is not installed."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError as error:
-        raise MtmError(
-            f"backend tensorrt: expected the package cuda-bindings, found none that loads ({error}); install it "
-            "with pip install cuda-bindings"
-        ) from error
-    return runtime
-
-
 def _check(bindings: dict[str, Binding], metadata: ModelMetadata, model: Path) -> None:
     """The engine's inputs and outputs are those its sidecar promises."""
-    (height, width), (out_height, out_width) = metadata.input_size, metadata.output_size
-    wanted = {INPUT_NAME: (True, (metadata.batch, 3, height, width))}
-    wanted |= {task.name: (False, (metadata.batch, task.channels, out_height, out_width)) for task in metadata.tasks}
-    found = {name: (binding.is_input, binding.host.shape) for name, binding in bindings.items()}
+    wanted = {INPUT_NAME: (True, metadata.input_shape, metadata.input_dtype)}
+    wanted |= {t.name: (False, metadata.output_shape(t), metadata.output_dtype(t)) for t in metadata.tasks}
+    found = {name: (b.is_input, b.host.shape, _type_of(b, metadata)) for name, b in bindings.items()}
     if found != wanted:
-        shapes = ", ".join(f"{name} {list(shape)}" for name, (_, shape) in found.items())
+        shapes = ", ".join(f"{name} {dtype} {list(shape)}" for name, (_, shape, dtype) in found.items())
         raise MtmError(f"{model}: expected the inputs and outputs its sidecar promises, found {shapes}; {_REBUILD}")
+
+
+def _type_of(binding: Binding, metadata: ModelMetadata) -> str:
+    """The type's name; raw outputs in half precision count as float32, which they become on the way out."""
+    half = metadata.io == "raw" and not binding.is_input and binding.host.dtype == np.float16
+    return "float32" if half else str(binding.host.dtype)

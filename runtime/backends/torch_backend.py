@@ -24,8 +24,8 @@ class TorchBackend(Backend):
 
     name = "torch"
 
-    def __init__(self, model: Path, input_size: tuple[int, int] | None = None) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, model: Path, input_size: tuple[int, int] | None = None, device: int = 0) -> None:
+        self._device = torch.device("cuda", device) if torch.cuda.is_available() else torch.device("cpu")
         self._model = load_checkpoint(model).to(self._device).eval()
         config = self._model.config
         metadata = ModelMetadata(
@@ -34,8 +34,8 @@ class TorchBackend(Backend):
             batch=1,
             versions={"torch": torch.__version__},
         )
-        device = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
-        super().__init__(model, metadata, device)
+        where = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "CPU"
+        super().__init__(model, metadata, where)
 
     def _execute(self, images: Array) -> dict[str, Array]:
         # A reference in full FP32: cuDNN would round convolutions' inputs to TF32.

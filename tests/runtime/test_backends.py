@@ -150,9 +150,12 @@ def drop_depth(model: onnx.ModelProto) -> None:
     [
         (drop_metadata, "expected mtmamba metadata, found none; export the model again with mtm-export"),
         (break_metadata, "its mtmamba metadata is no JSON"),
-        (rename_input, "expected one input image [1, 3, 48, 64], found pixels"),
-        (resize_input, "expected one input image [1, 3, 48, 64], found image [1, 3, 96, 64]"),
-        (drop_depth, "expected an output depth [1, 1, 48, 64], found only semseg, human_parts, sal, normals, edge"),
+        (rename_input, "expected one input image float32 [1, 3, 48, 64], found pixels"),
+        (resize_input, "expected one input image float32 [1, 3, 48, 64], found image tensor(float) [1, 3, 96, 64]"),
+        (
+            drop_depth,
+            "expected an output depth float32 [1, 1, 48, 64], found only semseg, human_parts, sal, normals, edge",
+        ),
     ],
 )
 def test_onnx_files_that_are_not_ours(toy_onnx: Path, edit: Callable[[onnx.ModelProto], None], sentence: str) -> None:

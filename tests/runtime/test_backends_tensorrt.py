@@ -3,7 +3,7 @@ enough to check addresses, types, order, error codes and that all is freed. With
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +16,7 @@ from mtmamba.errors import MtmError
 from mtmamba.files import sha256
 from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.runtime import gpu
-from mtmamba.runtime.backends import open_backend, tensorrt_backend
+from mtmamba.runtime.backends import Backend, open_backend, tensorrt_backend
 from mtmamba.runtime.sidecar import Sidecar, sidecar_path
 from mtmamba.runtime.trt import Messages, TensorRT
 
@@ -32,6 +32,9 @@ class FakeCuda:
         self.memory: dict[int, Any] = {}
         self.calls: list[str] = []
         self.queued: list[Callable[[], Any]] = []
+        self.recorded: list[Callable[[], Any]] | None = None  # by a capture that is under way
+        self.graphs: dict[int, list[Callable[[], Any]]] = {}
+        self.cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.cudaStreamNonBlocking = 1
         self.cudaError_t = SimpleNamespace(cudaSuccess=0)
         self.cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
@@ -39,7 +42,12 @@ class FakeCuda:
             **dict.fromkeys(("cudaMalloc", "cudaMallocHost"), self.allocate),
             **dict.fromkeys(("cudaStreamCreateWithFlags", "cudaEventCreate"), lambda *_: self.allocate(1)),
             **dict.fromkeys(("cudaFree", "cudaFreeHost", "cudaStreamDestroy", "cudaEventDestroy"), self.free),
-            **dict.fromkeys(("cudaSetDevice", "cudaEventRecord"), lambda *_: ()),
+            **dict.fromkeys(("cudaSetDevice", "cudaEventRecord", "cudaStreamWaitEvent"), lambda *_: ()),
+            "cudaStreamBeginCapture": self.begin_capture,
+            "cudaStreamEndCapture": self.end_capture,
+            "cudaGraphInstantiate": lambda graph, flags: (self.keep(self.graphs[graph]),),
+            "cudaGraphLaunch": lambda graph, stream: self.queued.extend(self.graphs[graph]) or (),
+            **dict.fromkeys(("cudaGraphDestroy", "cudaGraphExecDestroy"), lambda graph: self.graphs.pop(graph) and ()),
             "cudaMemcpyAsync": self.copy,
             "cudaStreamSynchronize": self.synchronise,
             "cudaEventElapsedTime": self.elapsed,
@@ -52,6 +60,7 @@ class FakeCuda:
         def function(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append(name)
             if name == self.fail:
+                self.recorded = None if name == "cudaStreamEndCapture" else self.recorded  # it ends all the same
                 return 2, None
             return 0, *implementation(*arguments)
 
@@ -69,8 +78,25 @@ class FakeCuda:
         return ()
 
     def copy(self, to: int, of: int, size: int, kind: int, stream: int) -> tuple[()]:
-        self.queued.append(lambda: ctypes.memmove(to, of, size))
+        self.put(lambda: ctypes.memmove(to, of, size))
         return ()
+
+    def put(self, work: Callable[[], Any]) -> None:
+        (self.queued if self.recorded is None else self.recorded).append(work)
+
+    def begin_capture(self, stream: int, mode: int) -> tuple[()]:
+        self.recorded = []
+        return ()
+
+    def end_capture(self, stream: int) -> tuple[int]:
+        recorded, self.recorded = self.recorded, None
+        assert recorded is not None
+        return (self.keep(recorded),)
+
+    def keep(self, work: list[Callable[[], Any]]) -> int:
+        number = max(self.graphs, default=0) + 1
+        self.graphs[number] = work
+        return number
 
     def synchronise(self, stream: int) -> tuple[()]:
         while self.queued:
@@ -86,15 +112,19 @@ class FakeEngine:
     """Every output pixel of channel c is the mean of that image plus c; runs when the stream is waited for."""
 
     def __init__(self, metadata: ModelMetadata, cuda: FakeCuda, dtype: str) -> None:
-        self.shapes = {INPUT_NAME: (metadata.batch, 3, *metadata.input_size)}
-        self.shapes |= {task.name: (metadata.batch, task.channels, *metadata.output_size) for task in metadata.tasks}
+        self.shapes = {INPUT_NAME: metadata.input_shape}
+        self.shapes |= {task.name: metadata.output_shape(task) for task in metadata.tasks}
+        self.types = {task.name: dtype for task in metadata.tasks} | {INPUT_NAME: "float32"}
+        if metadata.io == "picture":
+            self.types = {task.name: metadata.output_dtype(task) for task in metadata.tasks} | {INPUT_NAME: "uint8"}
         self.names, self.num_io_tensors = list(self.shapes), len(self.shapes)
-        self.cuda, self.dtype = cuda, dtype
+        self.cuda = cuda
         self.addresses: dict[str, int] = {}
-        self.starts = True
+        self.starts = self.capturable = True
+        self.runs = 0
         self.get_tensor_name = self.names.__getitem__
         self.get_tensor_shape = self.shapes.__getitem__
-        self.get_tensor_dtype = lambda name: "float32" if name == INPUT_NAME else self.dtype
+        self.get_tensor_dtype = self.types.__getitem__
         self.get_tensor_mode = lambda name: name == INPUT_NAME
         self.create_execution_context = lambda: self
 
@@ -102,22 +132,24 @@ class FakeEngine:
         self.addresses[name] = address
         return True
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str, address: int) -> np.ndarray:
         dtype = np.dtype(self.get_tensor_dtype(name))
         size = int(np.prod(self.shapes[name])) * dtype.itemsize
-        return np.frombuffer((ctypes.c_byte * size).from_address(self.addresses[name]), dtype).reshape(
-            self.shapes[name]
-        )
+        return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype).reshape(self.shapes[name])
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream in self.cuda.memory
-        self.cuda.queued.append(self._run)
-        return self.starts
+        addresses = dict(self.addresses)
+        self.cuda.put(lambda: self._run(addresses))
+        return self.starts and (self.capturable or self.cuda.recorded is None)
 
-    def _run(self) -> None:
-        means = self.array(INPUT_NAME).mean(axis=(1, 2, 3))[:, None, None, None]
+    def _run(self, addresses: dict[str, int]) -> None:
+        self.runs += 1
+        means = self.array(INPUT_NAME, addresses[INPUT_NAME]).mean(axis=(1, 2, 3))
         for name in self.names[1:]:
-            self.array(name)[:] = means + np.arange(self.shapes[name][1])[None, :, None, None]
+            shape = self.shapes[name]
+            step = np.arange(shape[1])[None, :, None, None] if self.types[INPUT_NAME] == "float32" else 0
+            self.array(name, addresses[name])[:] = means.reshape(-1, *[1] * (len(shape) - 1)) + step
 
 
 @dataclass
@@ -126,16 +158,19 @@ class Rig:
     engine: FakeEngine
     path: Path
     module: Any
+    runtime: Any
 
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Rig:
-    """An engine file with its sidecar, and the fakes in place. Parameter: (batch, output dtype)."""
+    """An engine file with its sidecar, and the fakes in place. Parameter: (batch, output dtype or "picture")."""
     batch, dtype = getattr(request, "param", (1, "float32"))
     metadata: ModelMetadata = request.getfixturevalue("toy_metadata_of")(batch)
+    if dtype == "picture":
+        metadata = replace(metadata, io="picture")
     cuda = FakeCuda()
     engine = FakeEngine(metadata, cuda, dtype)
-    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data == b"engine" else None)
+    runtime: Any = SimpleNamespace(deserialize_cuda_engine=lambda data: engine if data == b"engine" else None)
     module = SimpleNamespace(
         __version__="1.2.3", Runtime=lambda logger: runtime, nptype=np.dtype, TensorIOMode=SimpleNamespace(INPUT=True)
     )
@@ -146,7 +181,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     path = tmp_path / "toy.engine"
     path.write_bytes(b"engine")
     write_sidecar(path, metadata)
-    return Rig(cuda=cuda, engine=engine, path=path, module=module)
+    return Rig(cuda=cuda, engine=engine, path=path, module=module, runtime=runtime)
 
 
 def write_sidecar(engine: Path, metadata: ModelMetadata, **changes: Any) -> None:
@@ -242,6 +277,119 @@ def test_an_engine_for_something_else(
     assert not rig.cuda.calls  # nothing of CUDA before the sidecar agrees
 
 
+@pytest.mark.parametrize("rig", [(2, "picture")], indirect=True, ids=str)
+def test_bytes_go_in_and_predictions_come_out(rig: Rig) -> None:
+    with open_backend(rig.path) as backend:
+        pictures = np.stack([np.full((48, 64, 3), value, np.uint8) for value in (7, 200)])
+        found = backend.infer(pictures)
+        for task in backend.metadata.tasks:
+            assert found[task.name].dtype == (np.float16 if task.kind == "depth" else np.uint8)
+            assert found[task.name].shape == (2, 48, 64, *([3] if task.kind == "normals" else []))
+            assert [found[task.name][index].max() for index in range(2)] == [7, 200]
+        with pytest.raises(ValueError, match=r"expected uint8 images \[1..2, 48, 64, 3\], found float32"):
+            backend.infer(pictures.astype(np.float32))
+    assert not rig.cuda.memory
+
+
+@pytest.mark.parametrize("rig", [(1, "picture")], indirect=True, ids=str)
+def test_an_engine_that_gives_other_types_than_its_sidecar_says(rig: Rig) -> None:
+    rig.engine.types["depth"] = "float32"
+    with pytest.raises(MtmError, match=r"depth float32 \[1, 48, 64\]"):
+        open_backend(rig.path)
+
+
+def filled(backend: Backend, value: float) -> np.ndarray:
+    return np.full((1, 3, *backend.metadata.input_size), value, np.float32)
+
+
+class TestGraph:
+    def test_from_the_second_run_on_the_engine_is_a_graph(self, rig: Rig) -> None:
+        with open_backend(rig.path) as backend:
+            for value in (1.0, 2.0, 3.0):
+                assert backend.infer(filled(backend, value))["depth"].max() == value
+            assert rig.cuda.calls.count("cudaGraphLaunch") == 2 and rig.engine.runs == 3
+            assert len(rig.cuda.graphs) == 1, "the captured graph is kept beside its executable"
+            outside = Elsewhere(filled(backend, 4.0)), Elsewhere(np.empty((1, 1, 48, 64), np.float32))
+            backend.infer_on_gpu(outside[0], {"depth": outside[1]})
+            assert (outside[1].array == 4).all()
+            assert backend.infer(filled(backend, 5.0))["depth"].max() == 5  # its own buffers again
+        assert not rig.cuda.graphs and not rig.cuda.memory
+
+    @pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", ""])
+    def test_what_cannot_be_captured_runs_without(self, rig: Rig, function: str) -> None:
+        rig.cuda.fail = function
+        rig.engine.capturable = bool(function)
+        with open_backend(rig.path) as backend:
+            for value in (1.0, 2.0, 3.0):
+                assert backend.infer(filled(backend, value))["depth"].max() == value
+            assert "cudaGraphLaunch" not in rig.cuda.calls
+            assert function != "cudaStreamBeginCapture" or rig.cuda.calls.count(function) == 1, "tried again and again"
+
+
+class TestSubmit:
+    def test_two_batches_overlap_and_keep_their_order(self, rig: Rig) -> None:
+        with open_backend(rig.path) as backend:
+            assert backend.depth == 2
+            results = [backend.submit(filled(backend, value)) for value in (1.0, 2.0)]
+            assert rig.engine.runs == 0, "submit waited"
+            found = [result()["depth"] for result in results]
+            for value in (3.0, 4.0, 5.0, 6.0):  # graphs in both contexts by now
+                results.append(backend.submit(filled(backend, value)))
+                found.append(results[-1]()["depth"])
+            assert [depth.max() for depth in found] == [1, 2, 3, 4, 5, 6]
+            assert backend.engine_ms == 1.25
+            assert rig.cuda.calls.count("cudaGraphLaunch") == 4
+        assert not rig.cuda.memory and not rig.cuda.graphs
+
+    def test_a_third_at_once_is_refused_and_close_waits_for_the_rest(self, rig: Rig) -> None:
+        with open_backend(rig.path) as backend:
+            for value in (1.0, 2.0):
+                backend.submit(filled(backend, value))
+            with pytest.raises(ValueError, match="2 batches are on their way already"):
+                backend.submit(filled(backend, 3.0))
+            rig.cuda.calls.clear()
+        assert rig.cuda.calls.index("cudaStreamSynchronize") < rig.cuda.calls.index("cudaFree")
+        assert not rig.cuda.memory
+
+    def test_no_room_for_the_second_context(self, rig: Rig) -> None:
+        contexts = iter([rig.engine, None])
+        rig.engine.create_execution_context = lambda: next(contexts)
+        with open_backend(rig.path) as backend:
+            results = [backend.submit(filled(backend, value)) for value in (1.0, 2.0, 3.0)]
+            assert [result()["depth"].max() for result in results] == [1, 2, 3] and backend.depth == 1
+        assert not rig.cuda.memory
+
+
+@pytest.mark.parametrize("changes", [{"embedded_plugin": True}, {"version_compatible": True}], ids=str)
+def test_an_engine_that_carries_code_needs_trust(
+    rig: Rig,
+    toy_metadata_of: Callable[[int], ModelMetadata],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+) -> None:
+    write_sidecar(rig.path, toy_metadata_of(1), **changes)
+    with pytest.raises(MtmError, match="carries code .* set MTMAMBA_TRUST_ENGINES=1"):
+        open_backend(rig.path)
+    assert not hasattr(rig.runtime, "engine_host_code_allowed")
+    monkeypatch.setenv("MTMAMBA_TRUST_ENGINES", "1")
+    open_backend(rig.path).close()
+    assert rig.runtime.engine_host_code_allowed is True
+
+
+def test_another_gpu_of_several(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = replace(GPU, index=1, name="second GPU")
+    monkeypatch.setattr(gpu, "find_gpus", lambda: [GPU, second])
+    chosen: list[int] = []
+    monkeypatch.setitem(rig.cuda._functions, "cudaSetDevice", lambda index: chosen.append(index) or ())
+    with open_backend(rig.path, device=1) as backend:
+        assert backend.device == "second GPU" and set(chosen) == {1}
+        before = len(chosen)
+        backend.infer(filled(backend, 1.0))
+        assert len(chosen) > before, "each thread has to choose the GPU again"
+    with pytest.raises(MtmError, match=r"--device 2: expected one of the GPUs here, 0 \(test GPU\), 1 \(second GPU\)"):
+        open_backend(rig.path, device=2)
+
+
 @pytest.mark.gpu
 def test_a_real_engine_answers_as_onnxruntime_does(toy_onnx: Path, metadata: ModelMetadata) -> None:
     if not gpu.find_gpus():
@@ -257,11 +405,37 @@ def test_a_real_engine_answers_as_onnxruntime_does(toy_onnx: Path, metadata: Mod
     session = onnxruntime.InferenceSession(str(toy_onnx), providers=["CPUExecutionProvider"])
     expected = dict(zip(names, session.run(names, {INPUT_NAME: images}), strict=True))
     with open_backend(path) as backend:
-        for _ in range(3):
+        for _ in range(3):  # without a CUDA graph, with it for the first time, and again
             found = backend.infer(images)
         assert 0 < backend.engine_ms < 1000
     for name in names:  # convolutions may use TF32: 10 bits of mantissa
         np.testing.assert_allclose(found[name], expected[name], rtol=5e-3, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_real_batches_on_their_way_answer_as_those_alone(toy_onnx: Path, metadata: ModelMetadata) -> None:
+    if not gpu.find_gpus():
+        pytest.skip("no NVIDIA GPU here")
+    from mtmamba.runtime.engine import BuildOptions, build_engine
+    from mtmamba.runtime.onnx_model import load_onnx
+    from mtmamba.runtime.trt import resolve
+
+    path = toy_onnx.with_suffix(".engine")
+    build_engine(resolve(), load_onnx(toy_onnx), path, BuildOptions(), None)
+    rng = np.random.default_rng(0)
+    images = [rng.normal(size=(1, 3, *metadata.input_size)).astype(np.float32) for _ in range(9)]
+    with open_backend(path) as backend:
+        alone = [backend.infer(image) for image in images]
+        waiting, found = [], []
+        for image in images:
+            waiting.append(backend.submit(image))
+            if len(waiting) == backend.depth:
+                found.append(waiting.pop(0)())
+                assert 0 < backend.engine_ms < 1000
+        found += [result() for result in waiting]
+    for one, other in zip(alone, found, strict=True):
+        for name, value in one.items():
+            np.testing.assert_array_equal(other[name], value)
 
 
 class Elsewhere:

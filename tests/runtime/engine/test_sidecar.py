@@ -106,7 +106,7 @@ def test_missing_files(engine: Path) -> None:
 def test_other_format(engine: Path) -> None:
     values = json.loads(sidecar_path(engine).read_text())
     sidecar_path(engine).write_text(json.dumps({**values, "format": 99}))
-    with pytest.raises(MtmError, match="sidecar of format 1, found 99; build the engine again with mtm-build-engine"):
+    with pytest.raises(MtmError, match="sidecar of format 2, found 99; build the engine again with mtm-build-engine"):
         sidecar.read(engine)
 
 
