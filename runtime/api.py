@@ -25,15 +25,16 @@ from mtmamba.tasks import Task
 CONTEXTS = 4
 
 
-def load(path: str | Path, *, backend: str | None = None, contexts: int = CONTEXTS) -> "Model":
+def load(path: str | Path, *, backend: str | None = None, contexts: int = CONTEXTS, device: int = 0) -> "Model":
     """Load an .engine, .onnx or .pth file. backend: "tensorrt", "onnxruntime" or "torch"; by default the file's own.
 
     contexts: how many calls may run at once from different threads; further ones wait. Each costs memory only when it
-    is first needed. Raises MtmError, in one sentence, for whatever cannot be loaded here.
+    is first needed. device: the index of the GPU, where it runs on one. Raises MtmError, in one sentence, for whatever
+    cannot be loaded here.
     """
     if contexts < 1:
         raise MtmError(f"load: expected contexts of at least 1, found {contexts}")
-    return Model(open_backend(Path(path), backend), contexts)
+    return Model(open_backend(Path(path), backend, device=device), contexts)
 
 
 class Predictions(Mapping[str, Prediction]):

@@ -14,6 +14,7 @@ from mtmamba.console import command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.files import check_output, only_candidate
 from mtmamba.runtime.engine import BuildOptions, BuiltEngine, build_engine, compute_capabilities_for
+from mtmamba.runtime.engine_options import EngineOptions, check_options
 from mtmamba.runtime.onnx_model import load_onnx
 from mtmamba.runtime.plugin import PluginLibrary, load_plugins
 from mtmamba.runtime.trt import FLAVOURS, TensorRT, resolve
@@ -45,6 +46,10 @@ CALIBRATIONS = "*calibration.json"
 @click.option(
     "--target", metavar="SM,...", help="Build ahead of time, with no GPU, for these architectures (sm_89,sm_120)."
 )
+@click.option("--picture-io", is_flag=True, help="uint8 pictures in, labels, probabilities, depth and normals out.")
+@click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine, which needs no other then.")
+@click.option("--version-compatible", is_flag=True, help="Later TensorRT versions of this major load it; a bit slower.")
+@click.option("--device", metavar="N", type=click.IntRange(0), default=0, help="Which GPU to build on.")
 @click.option(
     "--plugin", metavar="PATH", type=click.Path(path_type=Path), help="A built plugin library, in place of our own."
 )
@@ -62,6 +67,10 @@ def main(
     flavour: str | None,
     workspace: int | None,
     target: str | None,
+    picture_io: bool,
+    embed_plugin: bool,
+    version_compatible: bool,
+    device: int,
     plugin: Path | None,
     output: Path | None,
 ) -> dict[str, Any]:
@@ -77,11 +86,17 @@ def main(
     targets = tuple(part.strip().lower() for part in target.split(",") if part.strip()) if target else ()
     if target is not None and not targets:
         raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
+    engine = EngineOptions(
+        picture_io=picture_io, embed_plugin=embed_plugin, version_compatible=version_compatible, device=device
+    )
     calibration = _calibration(calibration, precision, onnx)
-    options = BuildOptions(precision=precision, calibration=calibration, workspace_mib=workspace, targets=targets)
-    output = output or Path(f"{onnx.stem}.{precision}.engine")
+    options = BuildOptions(
+        precision=precision, calibration=calibration, workspace_mib=workspace, targets=targets, engine=engine
+    )
+    output = output or Path(f"{onnx.stem}.{precision}{'.picture' if picture_io else ''}.engine")
     check_output(output, suffix=".engine", inputs=(onnx,))
-    compute_capabilities_for(trt, targets)  # before the plugins are built for nothing
+    compute_capabilities_for(trt, targets, device)  # before the plugins are built for nothing
+    check_options(trt, engine, targets)
     model = load_onnx(onnx)
     plugins = _load(trt, plugin) if model.op_counts or plugin else None
     with _bar(f"building {output.name}") as (bar, task):
@@ -148,6 +163,8 @@ def _tell(trt: TensorRT, built: BuiltEngine) -> None:
         quantised = f"{plan['quantised_nodes']} nodes quantised, " if side.precision in QUANTISED else ""
         say(f"  {quantised}{len(plan['fp32_nodes'])} nodes stay FP32, {plan['casts']} casts; the sidecar says why")
     say(f"  {built.layers} layers, {built.plugin_layers} of them mtmamba plugins: {proof}")
+    if side.carries_code:
+        say("  it carries code, which runs where it is loaded: set MTMAMBA_TRUST_ENGINES=1 there")
     say(f"  {built.sidecar_path} says what it was made from")
 
 
@@ -160,6 +177,9 @@ def _result(trt: TensorRT, onnx: Path, built: BuiltEngine, plugins: PluginLibrar
         "bytes": side.engine_bytes,
         "precision": side.precision,
         "precision_plan": side.precision_plan,
+        "io": side.metadata.io,
+        "embedded_plugin": side.embedded_plugin,
+        "version_compatible": side.version_compatible,
         "flavour": trt.flavour,
         "tensorrt_version": trt.version,
         "compute_capabilities": list(side.compute_capabilities),

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path, sha256
 from mtmamba.runtime import gpu, onnx_model
 from mtmamba.runtime.build_progress import OnProgress, make_monitor
+from mtmamba.runtime.engine_options import (
+    EngineOptions,
+    check_interface,
+    check_options,
+    configure,
+    timing_cache,
+    use_device,
+    with_interface,
+)
 from mtmamba.runtime.onnx_model import OnnxModel
 from mtmamba.runtime.plugin import NAMESPACE, PluginLibrary
 from mtmamba.runtime.sidecar import Sidecar, short_path, sidecar_path
@@ -31,12 +40,14 @@ OLDEST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}
 class BuildOptions:
     """precision: one of `PRECISIONS`. calibration: mtm-calibrate's file for this model; int8 and fp8 need one.
     workspace_mib: scratch memory layers may use, None for TensorRT's own limit.
-    targets: GPU architectures such as "sm_89" to build for without a GPU (TensorRT for RTX); () for the GPU here."""
+    targets: GPU architectures such as "sm_89" to build for without a GPU (TensorRT for RTX); () for the GPU here.
+    engine: what else is asked of it."""
 
     precision: str = "fp32"
     calibration: Path | None = None
     workspace_mib: int | None = None
     targets: tuple[str, ...] = ()
+    engine: EngineOptions = EngineOptions()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -60,8 +71,8 @@ class BuiltEngine:
     seconds: float
 
 
-def compute_capabilities_for(trt: TensorRT, targets: tuple[str, ...]) -> tuple[str, ...]:
-    """The compute capabilities ("8.9") the engine will be built for: of `targets`, or of the first GPU.
+def compute_capabilities_for(trt: TensorRT, targets: tuple[str, ...], device: int = 0) -> tuple[str, ...]:
+    """The compute capabilities ("8.9") the engine will be built for: of `targets`, or of the GPU of index `device`.
 
     Raises MtmError for a target that this TensorRT does not know, and without a GPU where no target is given.
     """
@@ -78,8 +89,10 @@ def compute_capabilities_for(trt: TensorRT, targets: tuple[str, ...]) -> tuple[s
                 )
         return tuple(f"{target[3:-1]}.{target[-1]}" for target in dict.fromkeys(targets))
     found = gpu.compute_capabilities()
+    if device < len(found):
+        return found[device : device + 1]
     if found:
-        return found[:1]
+        raise MtmError(f"--device {device}: expected an index below {len(found)}, the number of GPUs here")
     if trt.targets:
         raise MtmError(
             "no GPU here to build for; name the GPU architecture the engine is for with --target "
@@ -106,20 +119,27 @@ def build_engine(
     plugin layers.
     """
     started = time.monotonic()
-    capabilities = compute_capabilities_for(trt, options.targets)
+    capabilities = compute_capabilities_for(trt, options.targets, options.engine.device)
+    check_options(trt, options.engine, options.targets)
+    check_interface(model.path, model.metadata, options.precision)
     _check_plugins(model, plugins)
     _check_capabilities(options.precision, capabilities)
     with atomic_path(output) as engine, atomic_path(sidecar_path(output)) as side:
         proto, plan = _in_precision(model, options)
+        proto, metadata = with_interface(proto, model.metadata, options.engine)
+        use_device(options.engine, options.targets)
         builder = trt.module.Builder(trt.logger)
         network = builder.create_network(_network_flags(trt.module))
         with onnx_model.without_bodies(proto, plugins.ops if plugins else frozenset()):
             parser = _parse(trt, network, proto, model.path)
         plugin_layers = _check_plugin_layers(trt, network, sum(model.op_counts.values()))
         config = _make_config(trt, builder, options)
-        engine.write_bytes(_build(trt, builder, network, config, on_progress or _ignore))
+        configure(trt, config, options.engine, plugins)
+        with timing_cache(trt, config, options.engine):
+            engine.write_bytes(_build(trt, builder, network, config, options, on_progress or _ignore))
         del parser  # the network's weights live in it
         made = _make_sidecar(trt, model, output, options, plugins, capabilities, engine, plan)
+        made = replace(made, metadata=metadata)
         side.write_text(made.to_json(), encoding="utf-8")
     return BuiltEngine(
         engine=output,
@@ -238,13 +258,16 @@ def _make_config(trt: TensorRT, builder: Any, options: BuildOptions) -> Any:
     return config
 
 
-def _build(trt: TensorRT, builder: Any, network: Any, config: Any, on_progress: OnProgress) -> Any:
+def _build(
+    trt: TensorRT, builder: Any, network: Any, config: Any, options: BuildOptions, on_progress: OnProgress
+) -> Any:
     """The serialised engine (a buffer). TensorRT works in a thread, so that an interrupt reaches this one."""
     cancel = threading.Event()
     monitor = make_monitor(trt.module, on_progress, cancel)
     config.progress_monitor = monitor
     build: Callable[[], Any] = lambda: builder.build_serialized_network(network, config)  # noqa: E731
-    with trt.messages.quoting() as errors, ThreadPoolExecutor(max_workers=1, thread_name_prefix="mtm-build") as pool:
+    here = (options.engine, options.targets)  # each thread of CUDA's has its own current GPU
+    with trt.messages.quoting() as errors, ThreadPoolExecutor(1, "mtm-build", use_device, here) as pool:
         future = pool.submit(build)
         try:
             engine = future.result()
@@ -286,5 +309,7 @@ def _make_sidecar(
         precision=options.precision,
         metadata=model.metadata,
         precision_plan=plan,
-        options=tuple(arguments),
+        options=(*arguments, *options.engine.arguments()),
+        embedded_plugin=options.engine.embed_plugin and bool(model.op_counts),
+        version_compatible=options.engine.version_compatible,
     )

@@ -9,10 +9,13 @@ from typing import Any
 
 import click
 
+from mtmamba.calib.plan import PRECISIONS, QUANTISED
 from mtmamba.console import Interrupted, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
+from mtmamba.runtime.backends import BACKENDS, Backend, open_backend
+from mtmamba.runtime.model_cache import Recipe
+from mtmamba.runtime.model_choice import Choice, choose, made
 from mtmamba.runtime.outputs import Outputs, output_form, output_path, page_path
 from mtmamba.runtime.ray_job import Job, failures, run_videos
 from mtmamba.runtime.run import RunResult, frames_to_do, run
@@ -22,6 +25,7 @@ from mtmamba.runtime.views import VIEWS, page_names
 from mtmamba.tasks import Task
 
 _PATH = click.Path(path_type=Path)
+_PRECISIONS = [name for name in PRECISIONS if name not in QUANTISED]  # the others need a calibration: mtm-build-engine
 
 
 class SourceName(click.ParamType[str]):
@@ -43,7 +47,17 @@ class SourceName(click.ParamType[str]):
 @click.option(
     "--model", type=_PATH, help="An .engine, .onnx or .pth file.  [default: the only one here, in that order]"
 )
-@click.option("--backend", type=click.Choice(list(BACKENDS)), help="What runs it.  [default: by the model file]")
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="What runs it.  [default: tensorrt where there is a GPU with it, else by the file]",
+)
+@click.option("--precision", type=click.Choice(_PRECISIONS), default="fp32", help="Of an engine that is built now.")
+@click.option(
+    "--picture-io", is_flag=True, help="Build or export it with pictures in and predictions out: less to copy."
+)
+@click.option("--rebuild", is_flag=True, help="Export and build again what the cache has.")
+@click.option("--device", metavar="N", type=click.IntRange(0), default=0, help="Which GPU.")
 @click.option("--tasks", help="Tasks to draw, such as semseg,depth.  [default: all of the model's]")
 @click.option(
     "-o", "--output", type=_PATH, help="What to write.  [default: NAME.mtm.mp4, NAME.mtm.png or NAME.mtm/ here]"
@@ -72,6 +86,10 @@ def main(
     source: str,
     model: Path | None,
     backend: str | None,
+    precision: str,
+    picture_io: bool,
+    rebuild: bool,
+    device: int,
     tasks: str | None,
     output: Path | None,
     choice: str | None,
@@ -93,14 +111,19 @@ def main(
     SOURCE is a video, a picture, a folder of pictures, a pattern in quotes ('frames/*.png', frame_%04d.png), a stream
     (rtsp://, rtmp://, udp://, http://) or a camera's number (0). A stream ends with Ctrl-C, --max-frames, or when it is
     lost and --retries are used up; what was written is finished and plays.
+
+    A checkpoint or an ONNX file is exported and built into an engine first where there is a GPU with TensorRT (or where
+    --backend says so), once: ~/.cache/mtmamba keeps what was made.
     """
     if no_output and not (show or save_raw):
         raise click.UsageError("--no-output leaves nothing to do; add --save-raw or --show")
+    recipe = Recipe(precision=precision, picture_io=picture_io, rebuild=rebuild, device=device)
     if on_ray:
         return _run_on_ray(
             Path(source),
             Job(
-                model=_model(model, backend).resolve(), backend=backend, folder=(output or Path(f"{source}.mtm")).resolve(),
+                model=_model(model, backend, recipe).model.resolve(), backend=None,
+                folder=(output or Path(f"{source}.mtm")).resolve(),
                 tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else None, view=view,
                 raw=None if save_raw is None else save_raw.resolve(), picture_width=tile_width, max_frames=max_frames,
                 workers=ray_workers, gpus=ray_gpus, address=ray_address,
@@ -110,11 +133,12 @@ def main(
     form = output_form(opened, output, choice)
     target = None if no_output else output_path(opened, output, form)
     where = Outputs(target=target, form=form, view=view, raw=save_raw, show=show, picture_width=tile_width)
-    with open_backend(_model(model, backend), backend) as loaded:
+    ready = _model(model, backend, recipe)
+    with open_backend(ready.model, ready.backend, device=device) as loaded:
         chosen = choose_tasks(loaded.metadata, tasks)
         with _frame_bar(frames_to_do(opened, max_frames)) as advance:
             result = run(opened, loaded, where, tasks=chosen, max_frames=max_frames, on_frame=advance)
-        summary = _summary(opened, loaded, where, chosen, result)
+        summary = {**_summary(opened, loaded, where, chosen, result), "made_from": _made_from(ready)}
     _tell(summary)
     if result.interrupted:
         raise Interrupted(summary)
@@ -148,14 +172,26 @@ def choose_tasks(metadata: ModelMetadata, names: str | None) -> tuple[Task, ...]
     return tuple(known[name] for name in chosen)
 
 
-def _model(given: Path | None, backend: str | None) -> Path:
-    if given is not None:
-        return given
-    model, note = default_model(backend)
-    if note:
-        say(note)
-    say(f"model: {model.name} (the only {model.suffix} file here)")
-    return model
+def _model(given: Path | None, backend: str | None, recipe: Recipe) -> Choice:
+    """The file to run, exported and built where that is needed."""
+    choice = choose(given, backend)
+    if choice.note:
+        say(choice.note)
+    if choice.is_ready:
+        return made(choice, recipe, lambda what, share: None)
+    with progress(unit="%") as bar:
+        task = bar.add_task("looking into the cache", total=100, note="")
+        ready = made(
+            choice, recipe, lambda what, share: bar.update(task, completed=round(100 * share), description=what)
+        )
+        bar.update(task, completed=100)
+    if _made_from(ready):
+        say(f"made from {ready.source}: {ready.model}")
+    return ready
+
+
+def _made_from(choice: Choice) -> str | None:
+    return None if choice.model == choice.source else str(choice.source)
 
 
 @contextmanager

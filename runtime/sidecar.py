@@ -22,8 +22,8 @@ class Sidecar:
     plugin_hash: of the plugin sources, "" where the engine holds no plugin. plugin_ops: our operators in the engine.
     onnx_path: relative to the engine's folder. engine_sha256: of the engine file this sidecar belongs to. precision:
     one of `mtmamba.calib.plan.PRECISIONS`. precision_plan: what the rewriting did, and why some nodes stay higher.
-    options: further arguments of mtm-build-engine that made this engine. embedded_plugin: the plugin library is in it.
-    version_compatible: later TensorRT versions load it."""
+    options: further arguments of mtm-build-engine that made this engine. embedded_plugin: the plugin library is in
+    it. version_compatible: later TensorRT versions load it."""
 
     flavour: str
     tensorrt_version: str

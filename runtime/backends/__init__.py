@@ -23,17 +23,21 @@ BACKENDS: dict[str, tuple[str, ...]] = {
 MADE_BY = {"tensorrt": "mtm-build-engine", "onnxruntime": "mtm-export", "torch": "mtm-train"}
 
 
-def default_model(backend: str | None = None, folder: Path | None = None) -> tuple[Path, str]:
+def default_model(backend: str | None = None, folder: Path | None = None, *, made: bool = False) -> tuple[Path, str]:
     """The model in `folder` (default: the working folder) of the most deployable kind that can run here.
 
     Engines come before ONNX files, these before checkpoints. Without a GPU an engine is passed over where another kind
     is there. Returns the file and a note for the user ("" or why an engine was passed over).
+    made: where `backend` finds no file of its own, one that it can be made from will do.
     Raises MtmError where the chosen kind has several files, where there is none of any kind, or where `backend` is
     tensorrt and there is no GPU.
     """
     folder = folder or Path.cwd()
     if backend == "tensorrt":
         gpu.require_gpu()
+    if backend is not None and made:
+        kinds = list(BACKENDS)[list(BACKENDS).index(backend) :]
+        backend = next((kind for kind in kinds if _candidates(kind, folder)), backend)
     if backend is not None:
         return only_candidate(_patterns(backend), f"{backend} model", "--model", MADE_BY[backend], folder), ""
     present = [name for name in BACKENDS if any(_candidates(name, folder))]

@@ -52,7 +52,8 @@ def test_without_videos(tmp_path: Path, toy_onnx: Path, monkeypatch: pytest.Monk
     (tmp_path / "p" / "a.png").touch()
     assert "expected videos (.mp4" in error("p") and "for pictures leave --ray out" in error("p")
     assert "expected a folder of videos" in error("toy.onnx")
-    assert CliRunner().invoke(main, ["p", "--ray", "--tasks", "flow"]).exit_code == 2
+    unknown = CliRunner().invoke(main, ["p", "--ray", "--tasks", "flow"])
+    assert unknown.exit_code == 2 and "expected some of this model's tasks" in unknown.stderr
     with pytest.raises(MtmError, match="expected a folder of videos"):
         videos_in(tmp_path / "nothing")
     (tmp_path / "p" / "a.mp4").touch()

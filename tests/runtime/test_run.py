@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_what_is_done(
     clip: Path, toy_onnx: Path, tmp_path: Path, read_frames: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Interrupted, "calls", 0)
-    monkeypatch.setattr(run_cli, "open_backend", lambda model, backend: Interrupted(model))
+    monkeypatch.setattr(run_cli, "open_backend", lambda model, backend, device: Interrupted(model))
     result = run_it(clip)
     assert result.exit_code == 130
     assert "4 frames (interrupted; complete up to there)" in result.stdout
@@ -234,7 +234,7 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(
     clip: Path, toy_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Interrupted, "calls", 4)
-    monkeypatch.setattr(run_cli, "open_backend", lambda model, backend: Interrupted(model))
+    monkeypatch.setattr(run_cli, "open_backend", lambda model, backend, device: Interrupted(model))
     assert run_it(clip).exit_code == 130
     assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "toy.onnx"}
 

@@ -130,3 +130,23 @@ def test_rebuild_command_elsewhere(engine: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path / "other place")
     command = made(engine).rebuild_command(Path("..") / engine.name)
     assert f"mtm-build-engine {tmp_path}/best.onnx --fp16" in command
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "compatible", "loads"),
+    [
+        ("10.8.0", "10.14.1", True, True),
+        ("10.8.0", "10.8.0", False, True),
+        ("10.8.0", "10.14.1", False, False),
+        ("10.14.1", "10.8.0", True, False),  # forward alone
+        ("10.8.0", "11.1.0", True, False),
+    ],
+)
+def test_a_version_compatible_engine(engine: Path, built: str, here: str, compatible: bool, loads: bool) -> None:
+    made_so = replace(made(engine), tensorrt_version=built, version_compatible=compatible)
+    sidecar_path(engine).write_text(made_so.to_json())
+    if loads:
+        assert sidecar.check(engine, **{**HERE, "tensorrt_version": here}).carries_code is compatible
+    else:
+        with pytest.raises(MtmError, match=f"built by tensorrt-rtx {built}, and {here} is installed"):
+            sidecar.check(engine, **{**HERE, "tensorrt_version": here})
