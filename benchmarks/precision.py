@@ -29,11 +29,12 @@ from mtmamba.calib.plan import PRECISIONS
 from mtmamba.data.synthetic import render_sample
 from mtmamba.export.precision import to_precision
 from mtmamba.export.torch_to_onnx import export_model
-from mtmamba.runtime.agreement import TOLERANCES, compared
 from mtmamba.runtime.bisect import run_all
 from mtmamba.runtime.calibrate import calibrate
 from mtmamba.runtime.emulation import Emulation
 from mtmamba.runtime.onnx_model import OnnxModel, load_onnx
+from mtmamba.runtime.parity import compare_predictions
+from mtmamba.runtime.parity_tolerance import tolerances
 from mtmamba.runtime.preprocess import preprocess
 
 CALIBRATION_SEED, TEST_SEED = 1_000_001, 1_000_002
@@ -88,10 +89,12 @@ def measure(name: str, checkpoint: str, size: tuple[int, int], images: int, meth
                     continue
                 started = time.perf_counter()
                 low, report = to_precision(model.proto, precision, calibration)
-                agreement = compared(model.metadata.tasks, reference, run_all(Emulation(low), test))
+                tasks = model.metadata.tasks
+                predictions = run_all(Emulation(low), test)
+                parity = compare_predictions(tasks, reference, predictions, tolerances(precision, tasks))
                 found[label] = {
-                    "tasks": agreement.result(),
-                    "beyond_tolerance": agreement.failures(TOLERANCES[precision]),
+                    "tasks": {task.task.name: task.cost for task in parity.tasks},
+                    "beyond_tolerance": parity.failures(),
                     "fp32_nodes": len(report["fp32_nodes"]),
                     "low_nodes": report["low_nodes"],
                     "casts": report["casts"],

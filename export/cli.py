@@ -104,3 +104,7 @@ def _require_packages() -> None:
         raise MtmError(
             f"mtm-export needs {', '.join(missing)}, which are not installed; run: pip install 'mtmamba[model,cpu]'"
         )
+
+
+if __name__ == "__main__":
+    main()

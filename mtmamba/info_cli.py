@@ -91,3 +91,7 @@ def _table(stages: list[Any], total: Any) -> str:
             style="bold" if row is total else "",
         )
     return as_text(table, WIDTH)
+
+
+if __name__ == "__main__":
+    main()

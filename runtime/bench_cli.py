@@ -57,3 +57,7 @@ def main(
 
 def _middle(speeds: list[Speed]) -> Speed:
     return sorted(speeds, key=lambda speed: speed.call.p50_ms)[len(speeds) // 2]
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,7 @@ def bisect(
         higher = "16 bits" if precision in QUANTISED else "FP32"
         raise MtmError(
             f"the predictions are beyond the tolerance even with every candidate node in {higher}; bisect "
-            f"{'fp16' if precision in QUANTISED else 'with a wider tolerance'} first"
+            f"{'fp16' if precision in QUANTISED else 'with a wider --tolerance'} first"
         )
     blocks = blocks_of(search.candidates)
     search.what = "blocks"

@@ -189,3 +189,7 @@ def _result(trt: TensorRT, onnx: Path, built: BuiltEngine, plugins: PluginLibrar
         "plugin_hash": side.plugin_hash,
         "seconds": round(built.seconds, 3),
     }
+
+
+if __name__ == "__main__":
+    main()

@@ -36,3 +36,7 @@ def render(findings: list[Finding], width: int, colour: bool) -> str:
         table.add_row(finding.name, status, detail)
     missing = sum(not finding.ok for finding in findings)
     return as_text(table, width, colour=colour) + f"\n\n{len(findings) - missing} found, {missing} missing"
+
+
+if __name__ == "__main__":
+    main()

@@ -24,11 +24,12 @@ from mtmamba.metrics import (
     Scoreboard,
     load_baseline,
     multi_task_delta,
+    plain,
 )
 from mtmamba.metrics.boundary_match import THRESHOLD_COUNT
 from mtmamba.metrics.meters import AbsentClasses
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, open_backend
-from mtmamba.runtime.eval_report import class_iou, plain, tell, write_page
+from mtmamba.runtime.eval_report import class_iou, tell, write_page
 from mtmamba.runtime.evaluate import Evaluation, Labelled, check_tasks, evaluate
 from mtmamba.runtime.page import check_page_packages
 from mtmamba.runtime.run_cli import choose_tasks
@@ -235,3 +236,7 @@ def _bar(total: int) -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
             return advance
 
         yield line("scoring"), line("best constant")
+
+
+if __name__ == "__main__":
+    main()

@@ -15,14 +15,6 @@ from mtmamba.runtime.page import Figures as Row
 COLUMNS = 3  # of classes in the terminal's table
 
 
-def plain(figures: Figures) -> dict[str, dict[str, float | None]]:
-    """JSON knows no NaN: a figure over no pixel becomes null."""
-    return {
-        task: {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
-        for task, values in figures.items()
-    }
-
-
 def class_iou(meters: Mapping[str, Meter]) -> Figures:
     """Task -> class -> IoU, of the tasks that have classes."""
     return {

@@ -5,7 +5,7 @@ the model's output size, as the model gave them: [C, h, w] float32 an image.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtmamba.errors import MtmError
+from mtmamba.metrics import or_null
 from mtmamba.runtime.backends import Backend
 from mtmamba.runtime.backends.base import Array
 from mtmamba.runtime.parity_figures import figures_for
@@ -21,6 +22,8 @@ from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame
 from mtmamba.tasks import Task
 
+Predictions = Mapping[str, Array]
+"""A batch's raw predictions: {task: [B, C, h, w]}."""
 OnWorst = Callable[[Task, Frame, Array, Array], None]
 
 
@@ -39,20 +42,21 @@ class Check:
         return self.needed >= self.allowed if self.figure in AT_LEAST else self.needed <= self.allowed
 
     def to_dict(self) -> dict[str, Any]:
-        values = {"figure": self.figure, "allowed": self.allowed, "needed": _plain(self.needed)}
+        values = {"figure": self.figure, "allowed": self.allowed, "needed": or_null(self.needed)}
         return {**values, "passed": self.passed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskParity:
-    """max_abs, rms: of candidate minus reference over all raw predictions, NaN where no image counted. scale: the
-    reference's largest. cosine: of all predictions as two vectors. not_finite: the candidate's NaN and infinite values;
-    an image that has some counts in no other figure. figures: by the task's kind, see `parity_figures`. worst: the
-    image of the largest difference."""
+    """max_abs, rms: of candidate minus reference over all raw predictions, NaN where no image counted. rms_percent: rms
+    as percent of the reference's own RMS. scale: the reference's largest. cosine: of all predictions as two vectors.
+    not_finite: the candidate's NaN and infinite values; an image that has some counts in no other figure. figures: by
+    the task's kind, see `parity_figures`. worst: the image of the largest difference."""
 
     task: Task
     max_abs: float
     rms: float
+    rms_percent: float
     cosine: float
     scale: float
     not_finite: int
@@ -64,13 +68,20 @@ class TaskParity:
     def passed(self) -> bool:
         return not self.not_finite and all(check.passed for check in self.checks)
 
+    @property
+    def cost(self) -> dict[str, float]:
+        """{the figure of the task's kind: value, "rms": rms_percent}; all NaN where the candidate was not finite."""
+        figure = FIGURE_OF[self.task.kind]
+        values = {figure: self.figures[figure], "rms": self.rms_percent}
+        return dict.fromkeys(values, math.nan) if self.not_finite else values
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; a figure that is not finite is None."""
-        numbers = {name: _plain(getattr(self, name)) for name in ("max_abs", "rms", "cosine", "scale")}
+        numbers = {name: or_null(getattr(self, name)) for name in ("max_abs", "rms", "rms_percent", "cosine", "scale")}
         return {
             **numbers,
             "not_finite": self.not_finite,
-            "figures": {name: _plain(value) for name, value in self.figures.items()},
+            "figures": {name: or_null(value) for name, value in self.figures.items()},
             "checks": [check.to_dict() for check in self.checks],
             "worst_image": self.worst,
             "passed": self.passed,
@@ -150,6 +161,7 @@ class Statistics:
             task=self.task,
             max_abs=max_abs,
             rms=math.sqrt(square / self._count) if self._count else math.nan,
+            rms_percent=100 * math.sqrt(square / of_reference) if of_reference else 0.0 if self._count else math.nan,
             cosine=_cosine(dot, of_reference, of_candidate),
             scale=self._scale,
             not_finite=self._not_finite,
@@ -194,6 +206,25 @@ def compare(
     if not images:
         raise MtmError("expected at least one image to compare on, found none that decodes; name another source")
     return Parity(images=images, tasks=tuple(s.result(tolerances[name]) for name, s in statistics.items()))
+
+
+def compare_predictions(
+    tasks: Iterable[Task],
+    reference: Sequence[Predictions],
+    candidate: Sequence[Predictions],
+    tolerances: dict[str, Tolerance],
+) -> Parity:
+    """Compare what two models have predicted on the same batches, in the tasks that `tolerances` names. The reference's
+    predictions are finite."""
+    statistics = [Statistics(task) for task in tasks if task.name in tolerances]
+    images = 0
+    for r, c in zip(reference, candidate, strict=True):
+        for running in statistics:
+            name = running.task.name
+            for index, pair in enumerate(zip(r[name], c[name], strict=True)):
+                running.add(f"image {images + index}", *pair)
+        images += len(next(iter(r.values())))
+    return Parity(images=images, tasks=tuple(s.result(tolerances[s.task.name]) for s in statistics))
 
 
 def random_frames(size: tuple[int, int], count: int, seed: int = 0) -> Iterator[Frame]:
@@ -267,7 +298,3 @@ def _cosine(dot: float, of_one: float, of_other: float) -> float:
     if of_one == 0 or of_other == 0:
         return float(of_one == of_other)
     return max(-1.0, min(1.0, dot / math.sqrt(of_one * of_other)))
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None

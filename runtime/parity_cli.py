@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from mtmamba.calib.calibration import DEFAULT_NAME
 from mtmamba.console import CheckFailedError, command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.files import check_output
 from mtmamba.runtime.backends import BACKENDS, Backend, default_model, default_reference, open_backend
 from mtmamba.runtime.page import check_page_packages
 from mtmamba.runtime.parity import Parity, TaskParity, compare, random_frames
+from mtmamba.runtime.parity_bisect import find_nodes
 from mtmamba.runtime.parity_page import Gallery
 from mtmamba.runtime.parity_precision import precision_of
 from mtmamba.runtime.parity_tolerance import FIGURES, TOLERANCES, UNITS, Override, tolerances
@@ -22,6 +24,7 @@ from mtmamba.runtime.run_cli import choose_tasks
 from mtmamba.runtime.sources import Frame, open_source
 
 _PATH = click.Path(path_type=Path)
+BISECT_IMAGES = 8  # of a source: every trial runs them all
 
 
 class OverrideType(click.ParamType[Override]):
@@ -53,6 +56,12 @@ class OverrideType(click.ParamType[Override]):
     help=f"In place of the row's; FIGURE is {', '.join(FIGURES)}. May be repeated.",
 )  # fmt: skip
 @click.option("--html", type=_PATH, help="Write a page with pictures and difference maps of the worst images.")
+@click.option(
+    "--bisect",
+    is_flag=True,
+    help="Find the nodes of the ONNX --model that must not go to --precision (fp16, if not given).",
+)
+@click.option("--calibration", type=_PATH, help=f"With --bisect: file to write them into.  [default: {DEFAULT_NAME}]")
 def main(
     source: Path | None,
     reference: Path | None,
@@ -65,12 +74,30 @@ def main(
     precision: str | None,
     overrides: tuple[Override, ...],
     html: Path | None,
+    bisect: bool,
+    calibration: Path | None,
 ) -> dict[str, Any]:
     """Run the same images through a reference and another model, and say per task how far apart they are.
 
     SOURCE is a video, a picture or a folder of pictures; without it, random images. Exits with 1 where a task differs
     by more than its tolerance; the table says which tolerance would have been needed.
+
+    With --bisect, find the smallest set of nodes that must stay in a higher precision for an ONNX model to be within the
+    tolerances, emulated on the CPU against the model itself in FP32. mtm-build-engine --calibration takes the file.
     """
+    if bisect:
+        _check_options("is not for --bisect", {"--reference": reference, "--backend": backend, "--html": html})
+        return find_nodes(
+            model,
+            precision or "fp16",
+            calibration or Path(DEFAULT_NAME),
+            source=source,
+            images=_count(source, max_frames, images) or BISECT_IMAGES,
+            seed=seed,
+            tasks=tasks,
+            overrides=overrides,
+        )
+    _check_options("needs --bisect", {"--calibration": calibration})
     model, reference = _models(model, reference, backend)
     if html is not None:
         check_output(html, suffix=".html", inputs=(model, reference))
@@ -126,13 +153,25 @@ def _images(
     source: Path | None, max_frames: int | None, size: tuple[int, int], count: int, seed: int
 ) -> tuple[Iterator[Frame], int | None, str]:
     """What to compare on: the frames, how many (None: not known), and both in words."""
+    _count(source, max_frames, count)
     if source is None:
-        if max_frames is not None:
-            raise click.UsageError("--max-frames is for a SOURCE; --images says how many random images")
         height, width = size
         return random_frames(size, count, seed), count, f"random {height}x{width}, seed {seed}"
     opened = open_source(source)
     return islice(opened.frames(), max_frames), frames_to_do(opened, max_frames), f"of {source}"
+
+
+def _count(source: Path | None, max_frames: int | None, images: int) -> int | None:
+    """How many images are asked for: of random ones `images`, of a source `max_frames` (None: all)."""
+    if source is None and max_frames is not None:
+        raise click.UsageError("--max-frames is for a SOURCE; --images says how many random images")
+    return images if source is None else max_frames
+
+
+def _check_options(complaint: str, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise click.UsageError(f"{name} {complaint}")
 
 
 @contextmanager
@@ -198,3 +237,7 @@ def _sentence(result: dict[str, Any], parity: Parity) -> str:
         f"{candidate['model']} does not agree with {reference['model']} as {candidate['precision']} should in "
         f"{parity.failures()}; {advice}"
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -256,3 +256,7 @@ def _tell(summary: dict[str, Any]) -> None:
     for name, value in lines.items():
         if value is not None:
             say(f"{name:<8}{value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """What each precision costs in each block and task: a JSON file and a picture."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from mtmamba.calib.plan import PRECISIONS, QUANTISED
 from mtmamba.console import command, progress, say
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path, check_output, only_candidate
+from mtmamba.metrics import plain
 from mtmamba.runtime.calibrate_cli import batches
 from mtmamba.runtime.onnx_model import load_onnx
-from mtmamba.runtime.sensitivity import WHOLE, draw, sensitivity
+from mtmamba.runtime.sensitivity import draw, sensitivity, worst
 from mtmamba.runtime.sources import open_source
 
 
-@command(epilog="Example: python -m mtmamba.runtime.sensitivity_cli images/ --onnx best.onnx --precision fp16")
+@command(epilog="Example: mtm-sensitivity images/ --onnx best.onnx --precision fp16")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--onnx", type=click.Path(path_type=Path), help="The exported model.  [default: the one *.onnx here]")
 @click.option(
@@ -64,16 +66,16 @@ def main(
             calibration=ranges,
             on_progress=lambda done, total, what: bar.update(line, completed=done, total=total, note=what),
         )
-    result = {"onnx": str(onnx), "images": count, "costs": found}
+    costs = {precision: {block: plain(tasks) for block, tasks in blocks.items()} for precision, blocks in found.items()}
+    result = {"onnx": str(onnx), "images": count, "costs": costs}
     picture = output.with_suffix(".png")
     draw(found, model.metadata.tasks, picture)
     with atomic_path(output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for precision, costs in found.items():
-        blocks = [block for block in costs if block != WHOLE]
-        worst = max(blocks, key=lambda block: max(figures["rms"] for figures in costs[block].values()))
-        rms = max(figures["rms"] for figures in costs[worst].values())
-        say(f"{precision}: most is lost in {worst} (RMS {rms:.2g} % of a task's prediction)")
+    for precision, blocks in found.items():
+        block, rms = worst(blocks)
+        lost = f"RMS {rms:.2g} % of a task's prediction" if math.isfinite(rms) else "NaN or infinite values"
+        say(f"{precision}: most is lost in {block} ({lost})")
     say(f"wrote {output} and {picture}")
     return {**result, "picture": str(picture)}
 

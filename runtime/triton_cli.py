@@ -42,3 +42,7 @@ def main(
         "models": list(made.models),
         "plugin": None if made.plugin is None else str(made.plugin),
     }
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,7 @@ def test_plugins_hold_no_python():
 MODULES_WITHOUT_TORCH = (
     "mtmamba, mtmamba.calib.plan, mtmamba.data.labels, mtmamba.data_cli, mtmamba.export.metadata, "
     "mtmamba.export.picture_io, mtmamba.export.precision, mtmamba.info_cli, mtmamba.metadata, mtmamba.metrics, "
-    "mtmamba.runtime.api, mtmamba.runtime.bench_cli, mtmamba.runtime.bisect_cli, mtmamba.runtime.build_cli, "
+    "mtmamba.runtime.api, mtmamba.runtime.bench_cli, mtmamba.runtime.build_cli, "
     "mtmamba.runtime.cache_cli, mtmamba.runtime.calibrate_cli, mtmamba.runtime.doctor_cli, mtmamba.runtime.eval_cli, "
     "mtmamba.runtime.model_cache, mtmamba.runtime.parity_cli, mtmamba.runtime.report_cli, mtmamba.runtime.run_cli, "
     "mtmamba.runtime.sensitivity_cli, mtmamba.runtime.triton_cli, mtmamba.tasks, mtmamba.train_cli"

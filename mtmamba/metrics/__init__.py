@@ -2,7 +2,7 @@
 one code scores PyTorch and engines. docs/metrics.md has the definitions."""
 
 from mtmamba.metrics.base import Meter, predict
-from mtmamba.metrics.board import BOUNDARY_TOLERANCE, Definitions, Figures, Scoreboard, meter_for
+from mtmamba.metrics.board import BOUNDARY_TOLERANCE, Definitions, Figures, Scoreboard, meter_for, or_null, plain
 from mtmamba.metrics.boundary import BoundaryMeter
 from mtmamba.metrics.boundary_match import Matching
 from mtmamba.metrics.constant import ConstantBaseline, best_constant, constant_baseline
@@ -28,5 +28,7 @@ __all__ = [
     "load_baseline",
     "meter_for",
     "multi_task_delta",
+    "or_null",
+    "plain",
     "predict",
 ]

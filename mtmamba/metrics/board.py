@@ -1,5 +1,6 @@
 """Which task is measured how, and all tasks of a model together."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,19 @@ from mtmamba.tasks import Task
 
 Figures = dict[str, dict[str, float]]
 """Task -> figure -> value."""
+
+
+def or_null(value: float) -> float | None:
+    """JSON knows neither NaN nor infinity: such a value becomes null."""
+    return value if math.isfinite(value) else None
+
+
+def plain(figures: Figures) -> dict[str, dict[str, float | None]]:
+    """Figures for JSON: six decimals, and null for a figure over no pixel."""
+    return {
+        task: {name: or_null(round(value, 6)) for name, value in values.items()} for task, values in figures.items()
+    }
+
 
 BOUNDARY_TOLERANCE = {"nyudv2": 0.011, "pascal-context": 0.0075, "synthetic": 0.011}
 """Share of the picture's diagonal within which a predicted boundary pixel counts as a true one; rooms as NYUDv2."""

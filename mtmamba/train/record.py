@@ -17,10 +17,10 @@ from mtmamba.data.dataset import DenseDataset
 from mtmamba.draw import DepthScale, Picture, paint
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
+from mtmamba.metrics import Figures
 from mtmamba.postprocess import Prediction, postprocess
 from mtmamba.tasks import IGNORE_LABEL, IMAGENET_MEAN, IMAGENET_STD, Task
 from mtmamba.train.engine import Step
-from mtmamba.train.score import Figures
 
 Array = np.ndarray[Any, Any]
 SAMPLES = 4

@@ -1,7 +1,6 @@
 """A training run from its plan to its end: start or resume, step, evaluate, save, stop when asked to."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -24,13 +23,14 @@ from mtmamba.data.dataset import DenseDataset
 from mtmamba.data.sampler import EndlessSampler
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
+from mtmamba.metrics import Figures, plain
 from mtmamba.model import MTMamba
 from mtmamba.pretrained import IMAGENET, load_pretrained_encoder
 from mtmamba.train.engine import PRIOR_ITEMS, Step, Trainer, launch, start_from_priors
 from mtmamba.train.feed import Batches, SizedViews, held_out, loader, training_views
 from mtmamba.train.plan import STATE_NAME, Plan
 from mtmamba.train.record import CURVES, PAGES, Record, sample_pages
-from mtmamba.train.score import Figures, constant_figures, evaluate, mean_skill
+from mtmamba.train.score import constant_figures, evaluate, mean_skill
 from mtmamba.train.state import Counters, check_same_run, read_state, restore, save_state
 
 OnStep = Callable[[Step], None]
@@ -210,14 +210,6 @@ class Run:
         if self.fabric.is_global_zero and self.plan.folder.is_dir():
             for path in self.plan.folder.glob(f".{Path(STATE_NAME).stem}.*.part{Path(STATE_NAME).suffix}"):
                 path.unlink(missing_ok=True)
-
-
-def plain(figures: Figures) -> dict[str, dict[str, float | None]]:
-    """JSON knows no NaN: a figure over no pixel becomes null."""
-    return {
-        task: {name: None if math.isnan(value) else round(value, 4) for name, value in values.items()}
-        for task, values in figures.items()
-    }
 
 
 def write_checkpoint(path: Path, model: nn.Module, about: dict[str, Any]) -> None:

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from mtmamba.data.dataset import DenseDataset
-from mtmamba.metrics import Scoreboard, constant_baseline, meter_for
+from mtmamba.metrics import Figures, Scoreboard, constant_baseline, meter_for
 from mtmamba.tasks import Task
 from mtmamba.train.feed import Batch, loader
 
-Figures = dict[str, dict[str, float]]  # task -> figure -> value
 PERFECT_PERCENT = 100.0
 
 CONSTANT_BATCHES = 16

@@ -16,10 +16,10 @@ from mtmamba.errors import MtmError
 from mtmamba.export.graph import block_of
 from mtmamba.export.precision import to_fp16, to_precision
 from mtmamba.runtime.bisect import Bisection, _minimal, bisect, candidates_of, run_all
-from mtmamba.runtime.bisect_cli import main
 from mtmamba.runtime.calibrate import calibrate
 from mtmamba.runtime.emulation import Emulation
 from mtmamba.runtime.onnx_model import load_onnx
+from mtmamba.runtime.parity_cli import main
 
 BLOCK = "encoder.layers.2.blocks.0"
 PLANTED = 1e6
@@ -58,6 +58,10 @@ def calibrated(planted, images):
     return calibrate(planted, images, method="max")
 
 
+def run(*arguments):
+    return CliRunner().invoke(main, ["--bisect", *arguments])
+
+
 def holds(reference, candidate):
     """Finite, and an RMS difference of 0.5 %: ten times what FP16 costs this model."""
     for r, c in zip(reference, candidate, strict=True):
@@ -83,16 +87,31 @@ def test_the_calibrated_plan_holds(planted, images, calibrated):
     assert holds(run_all(Emulation(planted.proto), images), run_all(Emulation(half), images))
 
 
-def test_bisection_names_the_block(planted, images):
-    told = []
-    found = bisect(planted.proto, "fp16", images[:1], holds, on_progress=lambda *args: told.append(args))
-    assert found.blocks == (BLOCK,)
-    assert {node.split("/")[0] for node in found.nodes} <= {f"{BLOCK}.mlp.{part}" for part in ("fc1", "act", "fc2")}
-    made = found.into(Calibration(onnx="x", onnx_sha256=""))
+def test_bisection_names_the_block(planted, images, tmp_path, monkeypatch):
+    """mtm-parity --bisect on a random image, by the table's own row; what it writes gives a graph that holds."""
+    told, plan = [], tmp_path / "plan.json"
+
+    def listening(*arguments, on_progress, **options):
+        def hear(*state):
+            told.append(state)
+            on_progress(*state)
+
+        return bisect(*arguments, on_progress=hear, **options)
+
+    monkeypatch.setattr("mtmamba.runtime.parity_bisect.bisect", listening)
+    model = ("--model", str(planted.path), "--calibration", str(plan))
+    result = run(*model, "--tasks", "depth", "--images", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["blocks"] == [BLOCK]
+    assert answer["tolerances"] == {"depth": {"difference": 0.03, "depth": 0.5}}
+    assert {node.split("/")[0] for node in answer["nodes"]} <= {f"{BLOCK}.mlp.{part}" for part in ("fc1", "act", "fc2")}
+    made = read_calibration(plan, planted.path)
+    assert list(made.kept["fp16"]) == answer["nodes"] != []
     half, _ = to_precision(planted.proto, "fp16", made)
     assert holds(run_all(Emulation(planted.proto), images), run_all(Emulation(half), images))
     assert {what for what, _, _ in told} == {"blocks", "nodes"}
-    assert found.trials < 60
+    assert answer["trials"] < 60
 
 
 def test_a_plan_that_holds_needs_nothing_more(planted, images, calibrated):
@@ -137,16 +156,40 @@ def test_results_replace_earlier_ones_and_leave_the_ranges_reasons():
     assert after.kept == {"fp16": {"e": "found by bisection: now", "a": "it reached 1e6"}, "int8": {"c": "d"}}
 
 
-def test_command(small_onnx, tmp_path, monkeypatch):
+@pytest.fixture
+def here(small_onnx, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("best.onnx").write_bytes(small_onnx.read_bytes())
+
+
+def test_command(here):
+    """On a picture and tolerances that anything meets: nothing has to be kept, and the file says so."""
     cv2.imwrite("a.png", np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    wide = ["--agreement", "0", "--depth", "1000", "--angle", "180"]
-    result = CliRunner().invoke(main, ["a.png", *wide, "--json"])
+    wide = [
+        part
+        for figure in ("difference=1e9", "agreement=0", "depth=1e9", "angle=180")
+        for part in ("--tolerance", figure)
+    ]
+    result = run("a.png", *wide, "--json")
     assert result.exit_code == 0, result.stderr
     answer = json.loads(result.stdout)
     assert (answer["nodes"], answer["trials"], answer["precision"]) == ([], 1, "fp16")
+    assert answer["tolerances"]["depth"] == {"difference": 1e9, "depth": 1e9}
     assert read_calibration(Path("calibration.json"), Path("best.onnx")).kept == {"fp16": {}}
-    needs_ranges = CliRunner().invoke(main, ["a.png", "--precision", "int8"])
+    needs_ranges = run("a.png", "--precision", "int8")
     assert needs_ranges.exit_code == 1
     assert "int8 needs the ranges of a calibration" in needs_ranges.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--bisect", "--html", "a.html"), "--html is not for --bisect"),
+        (("--bisect", "--precision", "tf32"), "--bisect is for fp16, bf16, int8, fp8; found --precision tf32"),
+        (("--bisect", "--max-frames", "2"), "--max-frames is for a SOURCE"),
+        (("--calibration", "a.json"), "--calibration needs --bisect"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, sentence):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and sentence in result.stderr

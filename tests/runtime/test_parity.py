@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from mtmamba.errors import MtmError
 from mtmamba.runtime.backends import open_backend
-from mtmamba.runtime.parity import Parity, Statistics, compare, random_frames
+from mtmamba.runtime.parity import Parity, Statistics, compare, compare_predictions, random_frames
 from mtmamba.runtime.parity_tolerance import AT_LEAST, FIGURE_OF, TOLERANCES, Override, Tolerance, tolerances
 from mtmamba.runtime.sources import Frame
 from mtmamba.tasks import Task, dataset
@@ -45,6 +45,7 @@ def test_sums_over_images_are_those_of_all_at_once(task: Task) -> None:
     r, c = (np.stack([pair[i] for pair in pairs]).astype(np.float64) for i in (0, 1))
     assert found.max_abs == pytest.approx(np.abs(c - r).max(), rel=1e-12)
     assert found.rms == pytest.approx(np.sqrt(((c - r) ** 2).mean()), rel=1e-12)
+    assert found.rms_percent == pytest.approx(100 * np.linalg.norm(c - r) / np.linalg.norm(r), rel=1e-12)
     assert found.cosine == pytest.approx((c * r).sum() / np.linalg.norm(c) / np.linalg.norm(r), rel=1e-12)
     assert found.scale == np.abs(r).max()
     assert found.worst == f"image {np.abs(c - r).max(axis=(1, 2, 3)).argmax()}"
@@ -127,6 +128,22 @@ def test_a_candidate_that_is_not_finite_fails_and_says_so(value: float) -> None:
     assert Parity(images=2, tasks=(found,)).failures() == "depth (1 values are NaN or infinite)"
     only = figures_of(task, [bad])
     assert math.isnan(only.max_abs) and not only.passed and only.to_dict()["max_abs"] is None
+
+
+@pytest.mark.parametrize("name", ["semseg", "depth"])
+def test_batches_of_predictions(name: str) -> None:
+    """Other tasks than those with a tolerance do not count; what was not finite once fails for good."""
+    task = TASKS[name]
+    good = np.stack([reference for reference, _ in images(task, 0.0, count=2)])
+    lost = np.full_like(good, np.nan)  # the arg max of NaN is class 0, too
+    rows = tolerances("fp16", (task,))
+    whole = compare_predictions(
+        TASKS.values(), [{name: good, "flow": lost}] * 2, [{name: good, "flow": lost}] * 2, rows
+    )
+    assert whole.passed and whole.images == 4 and [each.task for each in whole.tasks] == [task]
+    assert whole.tasks[0].cost == {FIGURE_OF[task.kind]: 100.0 if name == "semseg" else 0.0, "rms": 0.0}
+    broken = compare_predictions([task], [{name: good}] * 2, [{name: lost}, {name: good}], rows)
+    assert not broken.passed and all(math.isnan(value) for value in broken.tasks[0].cost.values())
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)

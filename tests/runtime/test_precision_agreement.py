@@ -1,22 +1,27 @@
 """A trained model in every precision against itself in FP32, on scenes it was not calibrated on, emulated on the CPU."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from mtmamba.calib.plan import PRECISIONS
 from mtmamba.export.precision import to_precision
-from mtmamba.runtime.agreement import FIGURES, TOLERANCES, Agreement, compared
 from mtmamba.runtime.bisect import run_all
 from mtmamba.runtime.calibrate import calibrate
 from mtmamba.runtime.emulation import Emulation
 from mtmamba.runtime.onnx_model import load_onnx
+from mtmamba.runtime.parity import compare_predictions
+from mtmamba.runtime.parity_tolerance import TOLERANCES, tolerances
 from mtmamba.runtime.preprocess import preprocess
-from mtmamba.runtime.sensitivity import WHOLE, draw, sensitivity
-from mtmamba.tasks import tasks_of
+from mtmamba.runtime.sensitivity import WHOLE, worst
+from mtmamba.runtime.sensitivity_cli import main
 
 TRAINED = Path(__file__).parents[2] / "models" / "nano-synthetic.pth"
 SIZE = (64, 96)
@@ -24,18 +29,23 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The committed checkpoint, or a minute's training where there is none."""
+    """The committed checkpoint, or a short training where there is none."""
     if TRAINED.exists():
         return TRAINED
-    from mtmamba.checkpoint import save_checkpoint
     from mtmamba.config import preset
-    from mtmamba.train import NANO_LR, Recipe, train
+    from mtmamba.train.plan import Plan
+    from mtmamba.train.recipe import recipe_for
+    from mtmamba.train.run import train
 
-    recipe = Recipe(size=(32, 48), batch=2, lr=NANO_LR, iterations=60, seed=0, warmup=0.05, workers=0)
-    model, _ = train(replace(preset("synthetic", "nano"), input_size=SIZE), recipe)
-    path = tmp_path_factory.mktemp("trained") / "nano.pth"
-    save_checkpoint(path, model, {})
-    return path
+    config = replace(preset("synthetic", "nano"), input_size=SIZE)
+    changes = {"sizes": ((32, 48),), "batch": 2, "iterations": 60, "minutes": None, "ema": 0.0, "scenes": 16}
+    folder = tmp_path_factory.mktemp("trained")
+    plan = Plan(
+        config=config, encoder="nano", recipe=recipe_for(config, "nano", changes), folder=folder / "run",
+        checkpoint=folder / "nano.pth", eval_every=60, eval_items=1, device="cpu",
+    )  # fmt: skip
+    train(plan)
+    return plan.checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -71,59 +81,52 @@ def reference(model, test_images):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_the_table_allows_no_more_than_was_set_out(precision):
+    """FP16: 99.5 % of labels, 0.5 % of depth, 0.5 degrees; eight bits, and bfloat16 with them: 98 %, 2 %, 2 degrees."""
+    row = TOLERANCES[precision]
+    agreement, depth, angle = (99.5, 0.5, 0.5) if precision == "fp16" else (98.0, 2.0, 2.0)
+    assert row.agreement >= agreement and row.depth <= depth and row.angle <= angle
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
 def test_agrees_with_fp32(model, calibration, test_images, reference, precision):
     low, report = to_precision(model.proto, precision, calibration)
-    found = compared(model.metadata.tasks, reference, run_all(Emulation(low), test_images))
-    assert found.failures(TOLERANCES[precision]) == {}, found.result()
-    assert all(figures["rms"] > 1e-3 for figures in found.result().values()), "this was not low precision"
+    tasks = model.metadata.tasks
+    found = compare_predictions(tasks, reference, run_all(Emulation(low), test_images), tolerances(precision, tasks))
+    assert found.passed, found.failures()
+    assert all(task.rms_percent > 1e-3 for task in found.tasks), "this was not low precision"
     assert report["quantised_nodes"] == (110 if precision in ("int8", "fp8") else 0)
 
 
-def test_sensitivity(model, calibration, test_images, reference, tmp_path, monkeypatch):
-    """Two blocks and the whole: each costs something, none more than the whole by far, heads only their own task."""
+def test_sensitivity(model, tmp_path, monkeypatch):
+    """mtm-sensitivity, of two blocks and the whole: each costs something, heads only their own task; JSON and picture."""
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    from mtmamba.data.synthetic import render_sample
+
     monkeypatch.setattr(
         "mtmamba.runtime.sensitivity.blocks_of", lambda nodes: {"heads.depth": [], "encoder.patch_embed": []}
     )
-    tasks = model.metadata.tasks
-    found = sensitivity(model.proto, tasks, test_images[:1], ["fp16"], calibration=calibration)["fp16"]
+    cv2.imwrite(str(tmp_path / "room.png"), render_sample(12, 0, SIZE).image)
+    output = tmp_path / "s.json"
+    precisions = ["--precision", "fp16", "--precision", "bf16"]
+    result = CliRunner().invoke(
+        main, [str(tmp_path / "room.png"), "--onnx", str(model.path), *precisions, "-o", str(output)]
+    )
+    assert result.exit_code == 0, result.stderr
+    costs = json.loads(output.read_text())["costs"]
+    found = costs["fp16"]
     assert list(found) == [WHOLE, "heads.depth", "encoder.patch_embed"]
+    assert f"fp16: most is lost in {worst(found)[0]} (RMS {worst(found)[1]:.2g} %" in result.stdout
     assert found["heads.depth"]["depth"]["rms"] > 1e-4
-    assert all(found["heads.depth"][task.name]["rms"] == 0 for task in tasks if task.name != "depth")
+    assert all(figures["rms"] == 0 for task, figures in found["heads.depth"].items() if task != "depth")
     assert all(figures["rms"] > 1e-5 for figures in found["encoder.patch_embed"].values())
-    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
-    draw({"fp16": found, "bf16": found}, tasks, tmp_path / "s.png")
-    import cv2
-
+    assert costs["bf16"][WHOLE]["depth"]["rms"] > found[WHOLE]["depth"]["rms"]
     picture = cv2.imread(str(tmp_path / "s.png"))
-    assert picture is not None
     assert min(picture.shape[:2]) > 200
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
-def figure_of(name, reference, candidate):
-    task = next(task for task in tasks_of("synthetic") if task.name == name)
-    agreement = Agreement([task])
-    agreement.add({name: np.asarray(reference, np.float32)}, {name: np.asarray(candidate, np.float32)})
-    return agreement.result()[name][FIGURES[task.kind]], agreement
-
-
-def test_figures():
-    labels = np.zeros((40, 1, 4))
-    labels[3] = 1
-    other = labels.copy()
-    other[5, 0, 0] = 2
-    assert figure_of("semseg", labels, other)[0] == 75
-    assert figure_of("edge", [[[1.0, -1.0, 2.0, -2.0]]], [[[0.5, 0.5, 3.0, -1.0]]])[0] == 75
-    assert figure_of("depth", [[[1.0, 2.0, 0.001]]], [[[1.1, 2.0, 5.0]]])[0] == pytest.approx(5, rel=1e-5)
-    angle, _ = figure_of("normals", [[[1.0]], [[0.0]], [[0.0]]], [[[1.0]], [[1.0]], [[0.0]]])
-    assert angle == pytest.approx(45, rel=1e-5)
-
-
-def test_what_is_not_finite_fails():
-    labels = np.zeros((40, 1, 2))
-    labels[0] = 1
-    _, agreement = figure_of("semseg", labels, np.full_like(labels, np.nan))  # the arg max of NaN is class 0, too
-    assert "semseg" in agreement.failures(TOLERANCES["fp16"])
-    _, agreement = figure_of("depth", [[[1.0, 2.0]]], [[[np.nan, 2.0]]])
-    agreement.add({"depth": np.ones((1, 1, 2))}, {"depth": np.ones((1, 1, 2))})
-    assert "depth" in agreement.failures(TOLERANCES["fp16"])
+def test_the_worst_block():
+    costs = {block: {"depth": {"rms": rms}} for block, rms in ((WHOLE, 9.0), ("a", 1.0), ("b", 2.0))}
+    assert worst(costs) == ("b", 2.0)
+    assert worst({**costs, "c": {"depth": {"rms": math.nan}}}) == ("c", math.inf)
