@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/backward_pass.cuh"
+#include "kernels/math.cuh"
 
 #ifdef MTMAMBA_SIMT
 
@@ -122,7 +123,7 @@ MTMAMBA_DEVICE void stageChunk(BackwardPass<T> const& p, int64_t plane, int64_t 
         for (int item = thread; item < kBlockChannels * Shape::kChunk; item += Shape::kThreads) {
             int const c = item / Shape::kChunk, t = item % Shape::kChunk;
             bool const held = c < channels && t < tokens;
-            s.step[c][t] = held ? LibraryMath::softplus(s.step[c][t]) : 0.F;
+            s.step[c][t] = held ? DeviceMath::softplus(s.step[c][t]) : 0.F;
         }
         __syncthreads();
     }
