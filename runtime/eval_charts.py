@@ -1,11 +1,8 @@
 """The pictures of an evaluation's page: confusion matrix, bars of IoU, the curve of boundaries, and exhibits."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from mtmamba.data.labels import valid_pixels
+from mtmamba.data.labels import as_prediction, valid_pixels
 from mtmamba.draw import DepthScale, Picture, class_chips, paint, paint_depth, palette_bgr
 from mtmamba.metrics import BoundaryMeter, LabelMeter
 from mtmamba.postprocess import Prediction
@@ -103,8 +100,7 @@ def _exhibit(picture: Picture, caption: str) -> Figure:
 def painted_pair(task: Task, picture: Picture, prediction: Prediction, label: Label) -> tuple[Picture, Picture]:
     """The pictures of a prediction and of its label [...] (`mtmamba.data.labels`), drawn alike; the label's pixels that
     do not count are grey. Depth has the label's range in both."""
-    valid = valid_pixels(task.kind, label[None])[0]
-    truth = _as_prediction(task, label, valid)
+    truth, valid = as_prediction(task.kind, label)
     if task.kind == "depth":
         low, high = DepthScale().update(truth[valid][:, None]) if valid.any() else (0.0, 1.0)
         pair = [
@@ -115,15 +111,6 @@ def painted_pair(task: Task, picture: Picture, prediction: Prediction, label: La
         pair = [paint(picture, values, task, DepthScale())[0] for values in (prediction, truth)]
     pair[1][~valid] = DOES_NOT_COUNT
     return pair[0], pair[1]
-
-
-def _as_prediction(task: Task, label: Label, valid: npt.NDArray[np.bool_]) -> Prediction:
-    """A label in the form of a prediction."""
-    if task.kind == "labels":
-        return np.where(valid, label, 0).astype(np.uint8)
-    values = label.transpose(1, 2, 0) if task.kind == "normals" else label if task.kind == "saliency" else label[0]
-    mask: Any = valid[..., None] if task.kind == "normals" else valid
-    return np.where(mask, values, 0).astype(np.float32)
 
 
 def legend(task: Task, exhibits: list[Exhibit]) -> Swatches | None:

@@ -28,6 +28,8 @@ picture's own size (a boundary tolerance is a share of the diagonal) takes `pict
 
 from typing import Any
 
+import numpy as np
+
 from mtmamba.errors import MtmError
 from mtmamba.tasks import IGNORE_LABEL, Kind
 
@@ -54,6 +56,21 @@ def valid_pixels(kind: Kind, label: Any) -> Any:
     if kind == "boundary":
         return label[:, 0] != IGNORE_LABEL
     raise MtmError(f"unknown kind of task {kind!r}; known: labels, saliency, depth, normals, boundary")
+
+
+def as_prediction(kind: Kind, label: Any) -> tuple[Any, Any]:
+    """(the label in the form that `mtmamba.postprocess` gives predictions in, its mask [H, W] of pixels that count); 0
+    where a pixel does not count. label: NumPy array [H, W] for the kinds `labels` and `saliency`, else [channels, H, W].
+    """
+    valid = valid_pixels(kind, label[None])[0]
+    values = np.where(valid, label, 0)
+    if kind == "labels":
+        return values.astype(np.uint8), valid
+    if kind == "normals":
+        values = values.transpose(1, 2, 0)
+    elif kind in ("depth", "boundary"):
+        values = values[0]
+    return np.ascontiguousarray(values, np.float32), valid
 
 
 def picture_box(boundary: Any) -> tuple[int, int, int, int]:

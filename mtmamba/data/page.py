@@ -8,9 +8,8 @@ from torch import Tensor
 
 from mtmamba.data.augment import Sample
 from mtmamba.data.dataset import DenseDataset
-from mtmamba.data.labels import valid_pixels
+from mtmamba.data.labels import as_prediction
 from mtmamba.draw import DepthScale, Picture, paint
-from mtmamba.postprocess import Prediction
 from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task
 
 TILE_WIDTH = 320
@@ -25,23 +24,21 @@ def image_picture(image: Tensor, size: tuple[int, int]) -> Picture:
     return bgr if bgr.shape[:2] == size else np.asarray(cv2.resize(bgr, size[::-1]), np.uint8)
 
 
-def label_picture(image: Picture, label: Tensor, task: Task) -> Picture:
+def label_scale(label: Tensor, task: Task) -> DepthScale:
+    """The range of a label's depths that count, to draw label and prediction with; a fresh one for other tasks."""
+    scale = DepthScale(momentum=1.0)
+    if task.kind == "depth":
+        depth, valid = as_prediction(task.kind, label.numpy())
+        if valid.any():
+            scale.update(np.where(valid, depth, np.nan).astype(np.float32))
+    return scale
+
+
+def label_picture(image: Picture, label: Tensor, task: Task, scale: DepthScale | None = None) -> Picture:
     """A label, as `mtmamba.data.labels` lays it out, drawn over its image as a prediction would be. Pixels that do not
-    count are striped grey."""
-    valid = np.asarray(valid_pixels(task.kind, label[None])[0])
-    values = label.numpy()
-    values = np.where(valid, values, 0)
-    if task.kind == "labels":
-        prediction: Prediction = values.astype(np.uint8)
-    else:
-        planes = values.reshape(-1, *valid.shape)
-        prediction = np.ascontiguousarray(planes[0] if len(planes) == 1 else planes.transpose(1, 2, 0), np.float32)
-    scale = DepthScale()
-    if task.kind == "depth" and valid.any():
-        seen = np.where(valid, values[0], np.nan).astype(np.float32)
-        scale = DepthScale(momentum=1.0)  # the range of what counts, not of the marks
-        scale.update(seen)
-    picture = paint(image, prediction, task, scale)[0].copy()
+    count are striped grey. scale: None for the label's own."""
+    truth, valid = as_prediction(task.kind, label.numpy())
+    picture = paint(image, truth, task, scale or label_scale(label, task))[0].copy()
     rows, columns = np.indices(valid.shape)
     picture[~valid] = np.where((rows + columns) % 12 < 6, BLANK, BLANK + 25)[~valid][:, None]
     return picture

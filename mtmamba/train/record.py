@@ -5,7 +5,6 @@ A page is one task's: a row an image, with input, prediction and label beside ea
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,15 +13,14 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from mtmamba.data.dataset import DenseDataset
-from mtmamba.draw import DepthScale, Picture, paint
+from mtmamba.data.page import image_picture, label_picture, label_scale
+from mtmamba.draw import Picture, paint
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 from mtmamba.metrics import Figures
-from mtmamba.postprocess import Prediction, postprocess
-from mtmamba.tasks import IGNORE_LABEL, IMAGENET_MEAN, IMAGENET_STD, Task
+from mtmamba.postprocess import postprocess
 from mtmamba.train.engine import Step
 
-Array = np.ndarray[Any, Any]
 SAMPLES = 4
 GAP = 4  # pixels between the pictures of a page
 CURVES, PAGES = "tensorboard", "samples"
@@ -69,32 +67,14 @@ def sample_pages(model: nn.Module, dataset: DenseDataset) -> dict[str, Picture]:
         with torch.inference_mode():
             raw = model(sample["image"][None].to(device))
         for task in dataset.tasks:
-            label = sample[task.name].numpy()
+            label = sample[task.name]
             size = (label.shape[-2], label.shape[-1])
-            image = _picture(sample["image"].numpy(), size)
+            image = image_picture(sample["image"], size)
             prediction = postprocess(raw[task.name][0].float().cpu().numpy(), task, size)
-            scale = DepthScale(momentum=1.0)  # the label's range, for both
-            truth = paint(image, _as_prediction(label, task), task, scale)[0]
-            rows[task.name].append(_join([image, paint(image, prediction, task, scale)[0], truth], axis=1))
+            scale = label_scale(label, task)
+            drawn = paint(image, prediction, task, scale)[0]
+            rows[task.name].append(_join([image, drawn, label_picture(image, label, task, scale)], axis=1))
     return {name: _join(pictures, axis=0) for name, pictures in rows.items()}
-
-
-def _picture(image: Array, size: tuple[int, int]) -> Picture:
-    """[3, h, w], normalised -> [H, W, 3] uint8 BGR."""
-    rgb = image.transpose(1, 2, 0) * np.array(IMAGENET_STD, np.float32) + np.array(IMAGENET_MEAN, np.float32)
-    bgr = np.rint(255 * np.clip(rgb[:, :, ::-1], 0, 1)).astype(np.uint8)
-    return np.asarray(cv2.resize(bgr, size[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def _as_prediction(label: Array, task: Task) -> Prediction:
-    """A label in the form of a prediction; probabilities are 0 where it does not count."""
-    if task.kind == "labels":
-        return np.asarray(label, np.uint8)
-    if task.kind == "saliency":
-        return np.asarray(label == 1, np.float32)
-    if task.kind == "boundary":
-        return np.where(label[0] == IGNORE_LABEL, 0, label[0]).astype(np.float32)
-    return np.asarray(label[0] if task.kind == "depth" else label.transpose(1, 2, 0), np.float32)
 
 
 def _join(pictures: Sequence[Picture], axis: int) -> Picture:

@@ -5,6 +5,7 @@ Run it where there is one: pytest -m gpu tests/mtmamba/test_cuda_kernel_gpu.py
 
 import pytest
 import torch
+from cuda_tensors import map_tensors, scan_tensors
 
 from mtmamba import native, recompute
 from mtmamba.native import CUDA_SWITCH
@@ -15,22 +16,6 @@ pytestmark = pytest.mark.gpu
 
 TOLERANCES = {torch.float32: (2e-6, 1e-5), torch.float16: (1e-3, 2e-3), torch.bfloat16: (8e-3, 1.6e-2)}
 """Of the output (plugins/ops.yaml) and of the gradients."""
-
-
-def scan_tensors(batch=2, channels=6, groups=2, states=16, length=70):
-    g = torch.Generator().manual_seed(0)
-    shapes = [(batch, channels, length)] * 2 + [(channels, states)] + [(batch, groups, states, length)] * 2
-    tensors = [torch.randn(shape, generator=g) for shape in [*shapes, (channels,), (channels,)]]
-    tensors[2] = -tensors[2].exp()
-    return tensors
-
-
-def map_tensors(B=1, G=2, D=5, H=7, W=6, R=3, N=16):
-    g = torch.Generator().manual_seed(0)
-    shapes = [(B, G, D, H, W), (B, G, 4, R + 2 * N, H, W), (G, 4, D, R), (G, 4, D), (G, 4, D, N), (G, 4, D)]
-    tensors = [torch.randn(shape, generator=g) for shape in shapes]
-    tensors[4] = -tensors[4].exp()
-    return tensors
 
 
 @pytest.fixture
