@@ -43,9 +43,9 @@ class Tolerance:
     reason: str = ""
 
 
-# u: unit roundoff of the format, the largest relative error of one rounding. docs/parity.md has what was measured: up
-# to FP16 each row leaves at least twice what models with random weights need, and INT8 what a trained one does. Bisection
-# and the precision tests hold a model to the same rows.
+# u: unit roundoff of the format, the largest relative error of one rounding. docs/parity.md and docs/precision.md have
+# what was measured: trained models are within every row, random weights within those up to FP16. Bisection and the
+# precision tests hold a model to the same rows.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(
         difference=1e-4, agreement=99.9, depth=0.05, angle=0.02,
