@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mtmamba.errors import MtmError
-from mtmamba.metrics import Scoreboard, multi_task_delta
-from mtmamba.runtime.eval_report import plain, shown, task_blocks
+from mtmamba.metrics import Scoreboard, multi_task_delta, plain
+from mtmamba.runtime.eval_report import shown, task_blocks
 from mtmamba.runtime.page import Block, Figure, Figures, Heading, Note, Table, new_plot, picture_uri, plot_uri
 from mtmamba.runtime.parity_page import EXPLANATION, figures, verdicts
 from mtmamba.runtime.parity_tolerance import TOLERANCES
