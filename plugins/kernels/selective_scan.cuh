@@ -55,6 +55,8 @@ template <int kChannels> struct alignas(16) ScanMemory {
 
     float u[kChannels * kPitch]; // then y
     float delta[kChannels * kPitch];
+    float skip[kChannels]; // D; it and the bias are here to spare registers
+    float bias[kChannels];
     TileMemory<kChannels> tile; // goes on past its end
 
     static constexpr size_t bytes(int64_t states) {
@@ -76,7 +78,7 @@ MTMAMBA_DEVICE void stage(ScanLaunch<T> const& launch, T const* source, int64_t 
 // Steps, inputs and D u of this thread's tokens of the tile from `first` on. row: of the block's first channel in u.
 template <typename T, int kChannels>
 MTMAMBA_DEVICE void loadSegment(ScanLaunch<T> const& launch, ScanMemory<kChannels>& memory, int64_t row, int channels,
-                                int64_t first, float skip, float bias, Segment& own) {
+                                int64_t first, Segment& own) {
     constexpr int kPitch = ScanMemory<kChannels>::kPitch;
     SelectiveScanParams<T> const& p = launch.p;
     int const thread = static_cast<int>(threadIdx.x), channel = thread % kChannels, segment = thread / kChannels;
@@ -85,6 +87,7 @@ MTMAMBA_DEVICE void loadSegment(ScanLaunch<T> const& launch, ScanMemory<kChannel
     stage<kChannels, kPitch>(launch, p.delta + row * p.length + first, first, channels, memory.delta);
     __syncthreads();
     int const at = channel * kPitch + segment * kSegmentPitch;
+    float const skip = memory.skip[channel], bias = memory.bias[channel];
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; i += 4) {
         loadFour(memory.u + at + i, own.input + i);
@@ -130,16 +133,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) selectiveScanKernel(Sc
     int const channels = ofGroup - firstOfGroup < kChannels ? static_cast<int>(ofGroup - firstOfGroup) : kChannels;
     int64_t const first = plane % p.groups * ofGroup + firstOfGroup; // channel of the image
     int64_t const row = plane / p.groups * p.channels + first;
-    int const channel = static_cast<int>(threadIdx.x) % kChannels;
-    float const skip = channel < channels ? p.D[first + channel] : 0.F;
-    float const bias = channel < channels ? p.deltaBias[first + channel] : 0.F;
+    int const thread = static_cast<int>(threadIdx.x);
+    if (thread < kChannels) {
+        memory.skip[thread] = thread < channels ? p.D[first + thread] : 0.F;
+        memory.bias[thread] = thread < channels ? p.deltaBias[first + thread] : 0.F;
+    }
     T const *const B = p.B + plane * p.states * p.length, *const C = p.C + plane * p.states * p.length;
     startStates<kChannels>(memory.tile, p.A + first * p.states, channels, states);
     constexpr int kPitch = Shape<kChannels>::kRowPitch;
-    int turn = 0, phase = 0;
     for (int64_t t = 0; t < p.length; t += Shape<kChannels>::kTile) {
         Segment own;
-        loadSegment<T, kChannels>(launch, memory, row, channels, t, skip, bias, own);
+        loadSegment<T, kChannels>(launch, memory, row, channels, t, own);
         for (int n = 0; n < states; n += kStateRows) {
             int const count = states - n < kStateRows ? states - n : kStateRows;
             int64_t const at = n * p.length + t;
@@ -147,10 +151,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) selectiveScanKernel(Sc
             stage<kChannels, kPitch>(launch, B + at, t, count, memory.tile.rows);
             stage<kChannels, kPitch>(launch, C + at, t, count, memory.tile.rows + kStateRows * kPitch);
             __syncthreads();
-            scanStates<kChannels>(memory.tile, own, n, count, states, turn, phase);
+            scanStates<kChannels>(memory.tile, own, n, count);
         }
         storeSegment<T, kChannels>(p, memory, row, channels, t, own);
-        turn ^= 1;
     }
 }
 

@@ -102,10 +102,12 @@ template <typename T> struct MapLaunch {
     int parts;
 };
 
+constexpr int kWeightRows = 48; // the rank of the widest stage of Swin-L
+
 template <int kChannels> struct alignas(16) MapMemory {
-    int pixels[Shape<kChannels>::kTile]; // of the tile's tokens; 0 past the end
-    float weights[kRows][kChannels + 1];
-    TileMemory<kChannels> tile; // goes on past its end
+    int pixels[Shape<kChannels>::kTile];       // of the tile's tokens; 0 past the end
+    float weights[kWeightRows][kChannels + 1]; // all of a direction where they fit, else those of kRows rows
+    TileMemory<kChannels> tile;                // goes on past its end
 
     static constexpr size_t bytes(int64_t states) {
         return sizeof(MapMemory) - sizeof(TileMemory<kChannels>) + TileMemory<kChannels>::bytes(states);
@@ -117,6 +119,7 @@ template <int kChannels> struct alignas(16) MapMemory {
 struct MapPlace {
     int64_t image, group, channel;
     int channels, direction, lane; // lane: the thread's channel of the block
+    float skip, bias;              // D and the step's bias of the thread's channel
 
     MTMAMBA_DEVICE int own() const { return lane < channels ? lane : channels - 1; }
     template <typename T> MTMAMBA_DEVICE int64_t row(SelectiveScan2DParams<T> const& p) const { // of the parameters
@@ -170,24 +173,26 @@ MTMAMBA_DEVICE void loadTokens(MapLaunch<T> const& launch, MapPlace const& place
     }
 }
 
-// Rows [r0, r0 + count) of the step's weights, for each channel of the block.
+// Rows [r0, r0 + count) of the step's weights, for each channel of the block, to memory's rows from `at` on.
 template <typename T, int kChannels>
 MTMAMBA_DEVICE void loadWeights(SelectiveScan2DParams<T> const& p, MapPlace const& place, MapMemory<kChannels>& memory,
-                                int r0, int count) {
+                                int r0, int count, int at) {
     int const r = static_cast<int>(threadIdx.x) % kRows, first = static_cast<int>(threadIdx.x) / kRows;
     float const* from = p.dtWeight + (place.row(p) + first) * p.rank + r0 + r;
     for (int c = first; c < place.channels && r < count; c += kThreads / kRows) {
-        memory.weights[r][c] = __ldg(from);
+        memory.weights[at + r][c] = __ldg(from);
         from += kThreads / kRows * p.rank;
     }
 }
 
-// own.step + the low-rank step's product over `count` rows of the tile, four tokens at a time.
+// own.step + the low-rank step's product over `count` rows of the tile, four tokens at a time. The weights begin at row
+// `at` of memory's.
 template <int kChannels>
-MTMAMBA_DEVICE void addLowRank(MapMemory<kChannels> const& memory, int channel, int segment, int count, Segment& own) {
+MTMAMBA_DEVICE void addLowRank(MapMemory<kChannels> const& memory, int channel, int segment, int at, int count,
+                               Segment& own) {
     float const* low = memory.tile.rows + segment * kSegmentPitch;
-    float const* weight = &memory.weights[0][channel];
-#pragma unroll 2
+    float const* weight = &memory.weights[at][channel];
+#pragma unroll 4
     for (int r = 0; r < count; ++r) {
         MTMAMBA_UNROLL
         for (int i = 0; i < kTokens; i += 4) {
@@ -213,17 +218,19 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
     int const thread = static_cast<int>(threadIdx.x), channel = thread % kChannels, segment = thread / kChannels;
     int const height = static_cast<int>(p.height), width = static_cast<int>(p.width), rank = static_cast<int>(p.rank);
     int const left = static_cast<int>(p.height * p.width - first); // tokens
-    float const skip = p.D[place.row(p) + place.own()], bias = p.dtBias[place.row(p) + place.own()];
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
-        own.step[i] = bias;
+        own.step[i] = place.bias;
     }
+    bool const fit = rank <= kWeightRows; // then the weights are loaded once
     int r0 = 0;
     do {
         int const count = rank - r0 < kRows ? rank - r0 : kRows;
         __syncthreads(); // whoever read what is overwritten now is done
         stageVectors<kChannels>(features + r0 * launch.pitch, launch.pitch, S::kTile, count, memory.tile.rows);
-        loadWeights(p, place, memory, r0, count);
+        if (first == 0 || !fit) {
+            loadWeights(p, place, memory, r0, count, fit ? r0 : 0);
+        }
         for (int i = thread; r0 == 0 && i < S::kTile; i += kThreads) {
             memory.pixels[i] = i < left ? pixelOf(place.direction, static_cast<int>(first) + i, height, width) : 0;
         }
@@ -231,7 +238,7 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
         if (r0 == 0) { // early: these come from far
             loadTokens(launch, place, memory, sums, fresh, own);
         }
-        addLowRank(memory, channel, segment, count, own);
+        addLowRank(memory, channel, segment, fit ? r0 : 0, count, own);
         r0 += kRows;
     } while (r0 < rank);
     MTMAMBA_UNROLL
@@ -239,7 +246,7 @@ MTMAMBA_DEVICE void loadSegment(MapLaunch<T> const& launch, MapPlace const& plac
         float const u = own.input[i], d = DeviceMath::softplus(own.step[i]);
         own.step[i] = d;
         own.input[i] = d * u;
-        own.y[i] += skip * u;
+        own.y[i] += place.skip * u;
     }
 }
 
@@ -249,8 +256,15 @@ MTMAMBA_DEVICE void storeSegment(Target* target, uint32_t pixelBytes, MapMemory<
                                  Segment const& own, int count) {
     int pixels[kTokens];
     loadPixels(memory, pixels);
+    if (count >= kTokens) { // nearly always: without a comparison for each
+        MTMAMBA_UNROLL
+        for (int i = 0; i < kTokens; ++i) {
+            store(atPixel(target, pixels[i], pixelBytes), own.y[i]);
+        }
+        return;
+    }
     MTMAMBA_UNROLL
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < kTokens - 1; ++i) {
         if (i < count) {
             store(atPixel(target, pixels[i], pixelBytes), own.y[i]);
         }
@@ -269,7 +283,6 @@ MTMAMBA_DEVICE void scanDirection(MapLaunch<T> const& launch, MapPlace const& pl
         launch.features + (place.image * kDirections + place.direction) * (p.rank + 2 * p.states) * launch.pitch;
     __syncthreads(); // the direction before has read its A
     startStates<kChannels>(memory.tile, p.A + place.row(p) * p.states, place.channels, states);
-    int turn = 0, phase = 0;
     for (int64_t first = 0; first < length; first += S::kTile) {
         Segment own;
         loadSegment<T, kChannels>(launch, place, memory, features + first, first, sums, fresh, own);
@@ -282,7 +295,7 @@ MTMAMBA_DEVICE void scanDirection(MapLaunch<T> const& launch, MapPlace const& pl
             stageVectors<kChannels>(B, launch.pitch, S::kTile, count, rows);
             stageVectors<kChannels>(C, launch.pitch, S::kTile, count, rows + kStateRows * S::kRowPitch);
             __syncthreads();
-            scanStates<kChannels>(memory.tile, own, n, count, states, turn, phase);
+            scanStates<kChannels>(memory.tile, own, n, count);
         }
         if (place.lane < place.channels) {
             int64_t const at = place.firstPixel(p);
@@ -293,7 +306,6 @@ MTMAMBA_DEVICE void scanDirection(MapLaunch<T> const& launch, MapPlace const& pl
                 storeSegment(sums + at, launch.sumBytes, memory, own, count);
             }
         }
-        turn ^= 1;
     }
 }
 
@@ -312,6 +324,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) selectiveScan2DKernel(
     float* const sums = launch.sums[part];
     for (int k = static_cast<int>(part); k < kDirections; k += parts) {
         place.direction = k;
+        place.skip = launch.p.D[place.row(launch.p) + place.own()];
+        place.bias = launch.p.dtBias[place.row(launch.p) + place.own()];
         scanDirection<T, kChannels>(launch, place, memory, sums, k < parts, k + parts >= kDirections);
     }
 }

@@ -34,7 +34,7 @@ template <int kChannels> struct Shape {
     static MTMAMBA_DEVICE int at(int token) { return token / kTokens * kSegmentPitch + token % kTokens; }
 };
 
-// Shared memory that every kernel starts with. A and the carries of all states follow it.
+// Shared memory that every kernel starts with. (A times log2(e), carry) of every state follow it.
 template <int kChannels> struct TileMemory {
     static constexpr int kSlots = kThreads;
 
@@ -42,10 +42,9 @@ template <int kChannels> struct TileMemory {
     float2 slots[2][kSlots];                         // (decay, state from zero) of [segment][channel], by turns
 
     static constexpr size_t bytes(int64_t states) {
-        return sizeof(TileMemory) + static_cast<size_t>(3 * states * kChannels) * sizeof(float);
+        return sizeof(TileMemory) + static_cast<size_t>(states * kChannels) * sizeof(float2);
     }
-    MTMAMBA_DEVICE float* A() { return reinterpret_cast<float*>(this + 1); } // [N][channel], times log2(e)
-    MTMAMBA_DEVICE float* carry(int turn, int states) { return A() + (1 + turn) * states * kChannels; }
+    MTMAMBA_DEVICE float2* states() { return reinterpret_cast<float2*>(this + 1); } // [N][channel]
 };
 
 // What a thread knows of its tokens. Those past the end may hold anything: no token before them sees them.
@@ -70,8 +69,8 @@ template <int kChannels>
 MTMAMBA_DEVICE void startStates(TileMemory<kChannels>& memory, float const* A, int channels, int states) {
     for (int i = static_cast<int>(threadIdx.x); i < states * kChannels; i += kThreads) {
         int const n = i / kChannels, c = i % kChannels;
-        memory.A()[i] = A[static_cast<int64_t>(c < channels ? c : channels - 1) * states + n] * kLog2E;
-        memory.carry(0, states)[i] = 0.F;
+        int64_t const own = static_cast<int64_t>(c < channels ? c : channels - 1) * states + n;
+        memory.states()[i] = make_float2(A[own] * kLog2E, 0.F);
     }
 }
 
@@ -118,25 +117,25 @@ MTMAMBA_DEVICE void stageScalars(T const* source, int64_t length, int64_t tokens
     }
 }
 
-// Steps 1 to 4 for states [first, first + count), whose B and C stand in memory.rows. turn: of the tile, 0 and 1 by
-// turns. phase: of the slots, likewise. The block must have a barrier between the writing of memory and this.
+// Steps 1 to 4 for states [first, first + count), whose B and C stand in memory.rows. The block must have a barrier
+// between the writing of memory and this, and one between two calls.
 template <int kChannels>
-MTMAMBA_DEVICE void scanStates(TileMemory<kChannels>& memory, Segment& own, int first, int count, int states, int turn,
-                               int& phase) {
+MTMAMBA_DEVICE void scanStates(TileMemory<kChannels>& memory, Segment& own, int first, int count) {
     using S = Shape<kChannels>;
     constexpr int kOfWarp = 32 / kChannels; // segments that a warp holds
     int const thread = static_cast<int>(threadIdx.x), channel = thread % kChannels, segment = thread / kChannels;
     int const uniform = thread / 32 * kOfWarp; // segments before this warp's own: the same for all its lanes
     float const* row = memory.rows + segment * kSegmentPitch;
-    float* A = memory.A() + first * kChannels + channel;
-    int const in = (1 + turn) * states * kChannels, out = (2 - turn) * states * kChannels;
+    float2* state = memory.states() + first * kChannels + channel;
+    int phase = 0;
     float total = 0.F;
     MTMAMBA_UNROLL
     for (int i = 0; i < kTokens; ++i) {
         total += own.step[i];
     }
-#pragma unroll 1
+#pragma unroll 2 // so that the slots' addresses are constants
     for (int n = 0; n < count; ++n) {
+        float const A = state->x, carry = state->y; // the carry is read before the barrier and written after it
         Step<DeviceMath> steps[kTokens];
         float h = 0.F;
         MTMAMBA_UNROLL
@@ -145,14 +144,14 @@ MTMAMBA_DEVICE void scanStates(TileMemory<kChannels>& memory, Segment& own, int 
             loadFour(row + i, B);
             MTMAMBA_UNROLL
             for (int j = 0; j < 4; ++j) {
-                steps[i + j] = stepOf<DeviceMath>(own.step[i + j] * *A, own.input[i + j], B[j]);
+                steps[i + j] = stepOf<DeviceMath>(own.step[i + j] * A, own.input[i + j], B[j]);
                 h = i + j == 0 ? steps[0].added : steps[i + j](h);
             }
         }
         float2* const slots = memory.slots[phase] + channel;
-        slots[segment * kChannels] = make_float2(DeviceMath::decay(total * *A), h);
+        slots[segment * kChannels] = make_float2(DeviceMath::decay(total * A), h);
         __syncthreads();
-        h = A[in];
+        h = carry;
 #pragma unroll 1
         for (int s = 0; s < uniform; s += kOfWarp) {
             MTMAMBA_UNROLL
@@ -178,11 +177,11 @@ MTMAMBA_DEVICE void scanStates(TileMemory<kChannels>& memory, Segment& own, int 
             }
         }
         if (segment == S::kSegments - 1) {
-            A[out] = h;
+            state->y = h;
         }
         phase ^= 1;
         row += S::kRowPitch;
-        A += kChannels;
+        state += kChannels;
     }
 }
 

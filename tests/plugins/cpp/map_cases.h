@@ -141,6 +141,7 @@ template <typename T, typename Run> void forEachMapCase(Run&& run) {
     sized("20 groups", [](MapSizes& s) { s.groups = 20; });
     sized("rank 1", [](MapSizes& s) { s.rank = 1; });
     sized("rank 48", [](MapSizes& s) { s.rank = 48; });
+    sized("rank 70", [](MapSizes& s) { s.rank = 70; });
     scaled("delta -50", [](Scales& s) { s.deltaMean = -50; });
     scaled("delta +50", [](Scales& s) { s.deltaMean = 50; });
     one("delta -50, one state, D 0", [](MapSizes& s) { s.states = 1; }, [](Scales& s) { s.deltaMean = -50, s.D = 0; });
