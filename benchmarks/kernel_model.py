@@ -23,20 +23,22 @@ MUFU_A_TOKEN = 2  # of softplus; then one a state and token, and one a state and
 @dataclass(frozen=True, kw_only=True)
 class Counts:
     """Instructions a thread issues: for a state of a segment, folding on one earlier warp's segments, a row of the low
-    rank, a vector staged; and once a tile at most (the remainders of unrolled loops, which mostly do not run, included)."""
+    rank, a vector staged, a pixel's address; and once a tile at most (what mostly does not run, included: remainders of
+    the staging loops, loading the weights)."""
 
     state: int
     fold: int
     row: float
     vector: float
+    pixel: int
     tile: int
 
 
 # By channels of a block. selectiveScan2DKernel<__half, ...>, nvcc 13.0, sm_90.
 COUNTS = {
-    32: Counts(state=133, fold=7, row=23.5, vector=14.5, tile=1039),
-    16: Counts(state=138, fold=9, row=23.5, vector=14.5, tile=1040),
-    8: Counts(state=146, fold=13, row=23.5, vector=14.5, tile=1037),
+    32: Counts(state=116, fold=7, row=22.25, vector=14.5, pixel=42, tile=962),
+    16: Counts(state=119, fold=9, row=22.25, vector=14.5, pixel=42, tile=965),
+    8: Counts(state=124, fold=13, row=22.25, vector=14.5, pixel=42, tile=967),
 }
 
 
@@ -88,9 +90,8 @@ def predict(size: Size, element: int = 2) -> dict[str, float | str]:
     tiles = -(-length // tile) * DIRECTIONS // parts  # of a block
     vectors = features * tile * element / 16 / THREADS
     folds = (THREADS // 32 - 1) / 2
-    slots = (
-        (counts.state + folds * counts.fold) * STATES + counts.row * size.rank + counts.vector * vectors + counts.tile
-    )
+    once = counts.row * size.rank + counts.vector * vectors + counts.pixel * -(-tile // THREADS) + counts.tile
+    slots = (counts.state + folds * counts.fold) * STATES + once
     special = (TOKENS + 1) * STATES + MUFU_A_TOKEN * TOKENS
     rounds = -(-blocks // SMS)  # blocks that the busiest multiprocessor runs, each with one warp a scheduler
     issue_ms = rounds * tiles * slots / CLOCK_HZ * 1e3
@@ -144,11 +145,18 @@ def read_counts(function: str) -> Counts:
     def has(loop: tuple[int, int, list[str]], *names: str) -> bool:
         return all(any(name in text for text in loop[2]) for name in names)
 
-    state = next(loop for loop in by_length if has(loop, "BAR.SYNC", "MUFU.EX2"))
+    def around(loop: tuple[int, int, list[str]]) -> tuple[int, int, list[str]]:
+        return min((x for x in found if x[0] < loop[0] and loop[1] < x[1]), key=lambda x: x[1] - x[0])
+
+    def between(first: int, last: int) -> int:
+        return sum(first < address <= last for address in addresses)
+
+    state = next(loop for loop in by_length if has(loop, "BAR.SYNC", "MUFU.EX2"))  # two states
     fold = next(loop for loop in by_length if state[0] <= loop[0] and loop[1] < state[1])
     row = next(
-        loop for loop in by_length if sum("FFMA" in text for text in loop[2]) == 2 * TOKENS and not has(loop, "BAR")
+        loop for loop in by_length if sum("FFMA" in text for text in loop[2]) == 4 * TOKENS and not has(loop, "BAR")
     )
+    pixel = next(loop for loop in by_length if has(loop, "MUFU.RCP") and not has(loop, "BAR"))
     tile = by_length[-2]
     stage = [
         x for x in by_length if has(x, "LDG.E.128", "STS.128") and not has(x, "BAR") and tile[0] <= x[0] <= tile[1]
@@ -156,15 +164,17 @@ def read_counts(function: str) -> Counts:
     leaves = [
         x for x in found if tile[0] <= x[0] < x[1] <= tile[1] and not any(x[0] <= y[0] and y[1] < x[1] for y in found)
     ]
-    inner = [x for x in leaves if x is not fold]
-    chunk = max((x for x in found if x[0] < state[0] and state[1] < x[1] < tile[1]), key=lambda x: x[0])
-    stores = sum(chunk[1] < address <= tile[1] for address in addresses)  # as y's type and as float32: one of them runs
+    chunk = around(state)
+    inner = sum(len(x[2]) for x in leaves if not chunk[0] <= x[0] or x[1] < state[0])
+    stores = between(chunk[1], tile[1])  # as y's type and as float32, whole and not: less than a third runs
+    idle = between(state[1], chunk[1]) + between(row[1], around(row)[1]) + stores - stores // 3
     return Counts(
-        state=len(state[2]) - len(fold[2]),
+        state=len(state[2]) // 2 - len(fold[2]),
         fold=len(fold[2]),
-        row=len(row[2]) / 2,
+        row=len(row[2]) / 4,
         vector=len(stage[0][2]) / 4,
-        tile=len(tile[2]) - len(state[2]) - sum(len(x[2]) for x in inner if x is not state) - stores // 2,
+        pixel=len(pixel[2]),
+        tile=len(tile[2]) - len(state[2]) - inner - idle,
     )
 
 
