@@ -195,3 +195,7 @@ def _told(output: Path, parts: list[Part]) -> dict[str, Any]:
         sentence = "; ".join(f"{part.name.lower()}: {part.summary}" for part in failed)
         raise CheckFailedError(f"{sentence}; {output} has the figures", result)
     return result
+
+
+if __name__ == "__main__":
+    main()

@@ -131,7 +131,7 @@ def _task_parity(task: Task, values: Any) -> TaskParity:
         raise ValueError(f"{len(checks)} checks of {task.name}")
     return TaskParity(
         task=task,
-        **{name: _number(values[name]) for name in ("max_abs", "rms", "cosine", "scale")},
+        **{name: _number(values[name]) for name in ("max_abs", "rms", "rms_percent", "cosine", "scale")},
         not_finite=_count(values["not_finite"]),
         figures={_text(name): _number(value) for name, value in values["figures"].items()},
         checks=checks,
