@@ -14,16 +14,24 @@ template <typename T> struct TurnParams {
     int64_t columns;
 };
 
-// What one launch orders: maps [images, K, features, H, W] -> [images, K, features, pitch], each in the order of its
-// direction, with zeros from H W to the pitch.
+template <typename T> struct alignas(2 * sizeof(T)) Two {
+    T first, second;
+};
+
+// The features of a scan in the order of its direction: for every kFold states a plane of (B, C), [pitch][kFold], then
+// the low rank's, float32, [pitch][lowColumns]. What no token or state has is zero.
+constexpr int kFold = 16; // states that are scanned at once
 template <typename T> struct OrderParams {
-    T const* from;
-    T* to;
+    T const* from; // [images, K, rank + 2 states, H, W]
+    Two<T>* BC;    // [images, K, folds, pitch, kFold]
+    float* low;    // [images, K, pitch, lowColumns]
     int64_t images;
-    int64_t features;
     int64_t height;
     int64_t width;
-    int64_t pitch; // at most kOrderThreads past H W
+    int64_t pitch; // at least H W
+    int64_t rank;
+    int64_t lowColumns; // at least rank
+    int64_t states;
 };
 
 // to[i] = the sum of `parts` values, in a fixed order. A part is one buffer of `count` floats.
@@ -37,10 +45,14 @@ template <typename T> struct SumParams {
 
 #ifdef MTMAMBA_SIMT
 
-constexpr int kTurnTile = 32;
-constexpr int kTurnRows = 8; // of threads: a block has kTurnTile * kTurnRows
+constexpr int kTurnTile = 64;
+constexpr int kTurnRows = 4; // of threads: a block has kTurnTile * kTurnRows
+constexpr int kTurnThreads = kTurnTile * kTurnRows;
 constexpr int kSumThreads = 256;
-constexpr int kOrderThreads = kTurnTile * kTurnRows;
+constexpr int kSumEach = 4; // values of a thread
+constexpr int kOrderThreads = 256;
+constexpr int kOrderColumns = 2 * kFold;
+constexpr int kOrderHeight = 8, kOrderWidth = 16, kOrderTile = kOrderHeight * kOrderWidth; // pixels of a block
 
 // A block's tile of one matrix [rows, columns].
 struct TurnTile {
@@ -57,59 +69,121 @@ struct TurnTile {
     }
 };
 
-// The tile of `from` [rows, columns] into shared memory.
-template <typename T>
-MTMAMBA_DEVICE void readTile(TurnTile const& place, T const* from, int64_t rows, int64_t columns,
-                             T (*tile)[kTurnTile + 1]) {
-    for (int i = place.y; i < kTurnTile; i += kTurnRows) {
-        if (place.row + i < rows && place.column + place.x < columns) {
-            tile[i][place.x] = from[(place.row + i) * columns + place.column + place.x];
+template <typename T> __global__ void __launch_bounds__(kTurnThreads) turnKernel(TurnParams<T> p) {
+    constexpr int kPitch = kTurnTile + 4 / static_cast<int>(sizeof(T)); // down a column every lane meets another bank
+    auto const tile = static_cast<T(*)[kPitch]>(sharedMemory());
+    TurnTile const place(p.rows, p.columns);
+    T const* const from = p.from + (place.matrix * p.rows + place.row) * p.columns + place.column;
+    T* const to = p.to + (place.matrix * p.columns + place.column) * p.rows + place.row;
+    int const rows = static_cast<int>(p.rows - place.row < kTurnTile ? p.rows - place.row : kTurnTile);
+    int const columns = static_cast<int>(p.columns - place.column < kTurnTile ? p.columns - place.column : kTurnTile);
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTurnTile; i += kTurnRows) { // many loads at once
+        if (place.y + i < rows && place.x < columns) {
+            tile[place.y + i][place.x] = from[(place.y + i) * p.columns + place.x];
         }
     }
     __syncthreads();
-}
-
-template <typename T> __global__ void __launch_bounds__(kOrderThreads) turnKernel(TurnParams<T> p) {
-    auto const tile = static_cast<T(*)[kTurnTile + 1]>(sharedMemory());
-    TurnTile const place(p.rows, p.columns);
-    int64_t const start = place.matrix * p.rows * p.columns;
-    readTile(place, p.from + start, p.rows, p.columns, tile);
-    for (int i = place.y; i < kTurnTile; i += kTurnRows) {
-        if (place.column + i < p.columns && place.row + place.x < p.rows) {
-            p.to[start + (place.column + i) * p.rows + place.row + place.x] = tile[place.x][i];
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kTurnTile; i += kTurnRows) {
+        if (place.y + i < columns && place.x < rows) {
+            to[(place.y + i) * p.rows + place.x] = tile[place.x][place.y + i];
         }
     }
 }
 
-template <typename T> __global__ void __launch_bounds__(kOrderThreads) orderKernel(OrderParams<T> p) {
-    auto const tile = static_cast<T(*)[kTurnTile + 1]>(sharedMemory());
-    TurnTile const place(p.height, p.width);
+// Where column `column` of a plane comes from: a feature of x_dbl, or -1. fold: below 0, the low rank's plane.
+template <typename T> MTMAMBA_DEVICE int64_t featureOf(OrderParams<T> const& p, int64_t fold, int64_t column) {
+    if (fold < 0) {
+        return column < p.rank ? column : -1;
+    }
+    int64_t const state = fold * kFold + column / 2;
+    return state < p.states ? p.rank + column % 2 * p.states + state : -1;
+}
+
+// Hands every token of the block's pixels to write(token, column, pixel), column by column in consecutive lanes, and
+// the tokens past the end with a pixel of -1. place: the block's.
+template <typename T, typename Write>
+MTMAMBA_DEVICE void forTokens(OrderParams<T> const& p, int direction, int64_t row, int64_t column, int columns,
+                              Write const& write) {
+    int const lane = static_cast<int>(threadIdx.x) % columns, step = kOrderThreads / columns;
     int64_t const length = p.height * p.width;
-    int const direction = static_cast<int>(place.matrix / p.features % kDirections);
-    readTile(place, p.from + place.matrix * length, p.height, p.width, tile);
-    T* const to = p.to + place.matrix * p.pitch;
-    bool const columns = direction % 2 == 1;
-    for (int i = place.y; i < kTurnTile; i += kTurnRows) {
-        int const down = columns ? place.x : i, across = columns ? i : place.x;
-        int64_t const h = place.row + down, w = place.column + across;
+    for (int pixel = static_cast<int>(threadIdx.x) / columns; pixel < kOrderTile; pixel += step) {
+        int64_t const h = row + pixel / kOrderWidth, w = column + pixel % kOrderWidth;
         if (h < p.height && w < p.width) {
-            int64_t const forward = columns ? w * p.height + h : h * p.width + w;
-            to[direction >= 2 ? length - 1 - forward : forward] = tile[down][across];
+            int64_t const forward = direction % 2 ? w * p.height + h : h * p.width + w;
+            write(direction >= 2 ? length - 1 - forward : forward, lane, pixel);
         }
     }
-    if (place.row == 0 && place.column == 0 && length + threadIdx.x < p.pitch) {
-        store(to + length + threadIdx.x, 0.F);
+    for (int64_t t = length + threadIdx.x / columns; row == 0 && column == 0 && t < p.pitch; t += step) {
+        write(t, lane, -1);
+    }
+}
+
+// A block's pixels, kOrderColumns of a plane's columns.
+template <typename T> __global__ void __launch_bounds__(kOrderThreads) orderKernel(OrderParams<T> p) {
+    auto const tile = static_cast<T(*)[kOrderColumns + 4 / sizeof(T)]>(sharedMemory()); // [kOrderTile]
+    int64_t const folds = (p.states + kFold - 1) / kFold, lowParts = (p.lowColumns + kOrderColumns - 1) / kOrderColumns;
+    int64_t const across = (p.width + kOrderWidth - 1) / kOrderWidth;
+    int64_t const tiles = across * ((p.height + kOrderHeight - 1) / kOrderHeight);
+    int64_t const block = blockIdx.x, place = block % tiles, part = block / tiles % (folds + lowParts);
+    int64_t const scan = block / tiles / (folds + lowParts); // image and direction
+    int64_t const row = place / across * kOrderHeight, column = place % across * kOrderWidth;
+    int64_t const fold = part < folds ? part : -1, first = fold < 0 ? (part - folds) * kOrderColumns : 0;
+    int64_t const length = p.height * p.width;
+    T const* const from = p.from + scan * (p.rank + 2 * p.states) * length;
+    int const thread = static_cast<int>(threadIdx.x), direction = static_cast<int>(scan % kDirections);
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kOrderTile * kOrderColumns; i += kOrderThreads) { // many loads at once
+        int const pixel = thread % kOrderTile, c = (i + thread) / kOrderTile;
+        int64_t const h = row + pixel / kOrderWidth, w = column + pixel % kOrderWidth;
+        int64_t const feature = featureOf(p, fold, first + c);
+        T value;
+        store(&value, 0.F);
+        tile[pixel][c] = h < p.height && w < p.width && feature >= 0 ? from[feature * length + h * p.width + w] : value;
+    }
+    __syncthreads();
+    if (fold >= 0) {
+        Two<T>* const to = p.BC + (scan * folds + fold) * p.pitch * kFold;
+        forTokens(p, direction, row, column, kFold, [&](int64_t token, int lane, int pixel) {
+            Two<T> two;
+            store(&two.first, 0.F);
+            two.second = two.first;
+            if (pixel >= 0) {
+                two = {tile[pixel][2 * lane], tile[pixel][2 * lane + 1]};
+            }
+            to[token * kFold + lane] = two;
+        });
+    } else {
+        float* const to = p.low + scan * p.pitch * p.lowColumns + first;
+        forTokens(p, direction, row, column, kOrderColumns, [&](int64_t token, int lane, int pixel) {
+            if (first + lane < p.lowColumns) {
+                to[token * p.lowColumns + lane] = pixel < 0 ? 0.F : toFloat(tile[pixel][lane]);
+            }
+        });
     }
 }
 
 template <typename T> __global__ void __launch_bounds__(kSumThreads) sumKernel(SumParams<T> p) {
-    int64_t const i = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
-    if (i < p.count) {
-        float sum = p.parts[0][i] + p.parts[1][i];
-        if (p.partCount == kMaxParts) {
-            sum += p.parts[2][i] + p.parts[3][i];
+    int64_t const first = static_cast<int64_t>(blockIdx.x) * kSumThreads * kSumEach + threadIdx.x;
+    float sums[kSumEach];
+    MTMAMBA_UNROLL
+    for (int j = 0; j < kSumEach; ++j) {
+        int64_t const i = first + j * kSumThreads;
+        sums[j] = 0.F;
+        if (i < p.count) {
+            sums[j] = p.parts[0][i] + p.parts[1][i];
+            if (p.partCount == kMaxParts) {
+                sums[j] += p.parts[2][i] + p.parts[3][i];
+            }
         }
-        store(p.to + i, sum);
+    }
+    MTMAMBA_UNROLL
+    for (int j = 0; j < kSumEach; ++j) {
+        int64_t const i = first + j * kSumThreads;
+        if (i < p.count) {
+            store(p.to + i, sums[j]);
+        }
     }
 }
 
@@ -128,18 +202,20 @@ inline int64_t turnTiles(int64_t rows, int64_t columns) {
 }
 
 template <typename T> cudaError_t launchTurn(TurnParams<T> const& p, cudaStream_t stream) {
-    size_t const bytes = sizeof(T) * kTurnTile * (kTurnTile + 1);
-    return launchLine(turnKernel<T>, p.count * turnTiles(p.rows, p.columns), kOrderThreads, bytes, stream, p);
+    size_t const bytes = kTurnTile * (sizeof(T) * kTurnTile + 4);
+    return launchLine(turnKernel<T>, p.count * turnTiles(p.rows, p.columns), kTurnThreads, bytes, stream, p);
 }
 
 template <typename T> cudaError_t launchOrder(OrderParams<T> const& p, cudaStream_t stream) {
-    size_t const bytes = sizeof(T) * kTurnTile * (kTurnTile + 1);
-    int64_t const maps = p.images * kDirections * p.features;
-    return launchLine(orderKernel<T>, maps * turnTiles(p.height, p.width), kOrderThreads, bytes, stream, p);
+    size_t const bytes = kOrderTile * (sizeof(T) * kOrderColumns + 4);
+    int64_t const planes = (p.states + kFold - 1) / kFold + (p.lowColumns + kOrderColumns - 1) / kOrderColumns;
+    int64_t const tiles = (p.height + kOrderHeight - 1) / kOrderHeight * ((p.width + kOrderWidth - 1) / kOrderWidth);
+    return launchLine(orderKernel<T>, p.images * kDirections * planes * tiles, kOrderThreads, bytes, stream, p);
 }
 
 template <typename T> cudaError_t launchSum(SumParams<T> const& p, cudaStream_t stream) {
-    return launchLine(sumKernel<T>, (p.count + kSumThreads - 1) / kSumThreads, kSumThreads, 0, stream, p);
+    int64_t const each = kSumThreads * kSumEach;
+    return launchLine(sumKernel<T>, (p.count + each - 1) / each, kSumThreads, 0, stream, p);
 }
 
 #endif // MTMAMBA_SIMT

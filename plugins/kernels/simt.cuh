@@ -35,6 +35,15 @@ MTMAMBA_DEVICE void* sharedMemory() {
 #endif
 }
 
+// Four consecutive floats of shared memory, aligned to 16 bytes.
+MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
+    float4 const v = *reinterpret_cast<float4 const*>(source);
+    target[0] = v.x;
+    target[1] = v.y;
+    target[2] = v.z;
+    target[3] = v.w;
+}
+
 // kernel<<<grid, threads, sharedBytes, stream>>>(params). Neither allocates nor synchronises.
 template <typename Params>
 cudaError_t launchBlocks(void (*kernel)(Params), dim3 grid, unsigned threads, size_t sharedBytes, cudaStream_t stream,
@@ -93,6 +102,33 @@ MTMAMBA_DEVICE float reciprocalApprox(float x) {
     return 1.F / x;
 #else
     return emulator::approximate(1.F / emulator::flushed(x));
+#endif
+}
+
+// What is left of x beyond the 11 significant bits that multiplyTf32 takes of it; 0 of what is not finite but NaN.
+MTMAMBA_DEVICE float lostByTf32(float x) {
+#ifdef __CUDA_ARCH__
+    float const kept = __uint_as_float(__float_as_uint(x) & 0xffffe000U);
+#elif defined(__CUDACC__)
+    float const kept = x;
+#else
+    float const kept = emulator::tf32(x);
+#endif
+    return kept == x ? 0.F : x - kept;
+}
+
+// c += a b on the tensor cores, by a whole warp: a [16, 8], b [8, 8], c [16, 8], the products of their numbers' first
+// 11 significant bits added in float32. Lane 4g + q has a's (row g, column q), (g + 8, q), (g, q + 4), (g + 8, q + 4);
+// b's (row q, column g), (q + 4, g); c's (row g, columns 2q and 2q + 1), (g + 8, the same).
+MTMAMBA_DEVICE void multiplyTf32(float const (&a)[4], float const (&b)[2], float* c) {
+#ifdef __CUDA_ARCH__
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#elif !defined(__CUDACC__)
+    emulator::multiplyTf32(a, b, c);
 #endif
 }
 

@@ -54,15 +54,6 @@ struct Segment {
     float y[kTokens];
 };
 
-// Four consecutive floats of shared memory, aligned to 16 bytes.
-MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
-    float4 const v = *reinterpret_cast<float4 const*>(source);
-    target[0] = v.x;
-    target[1] = v.y;
-    target[2] = v.z;
-    target[3] = v.w;
-}
-
 // A and a zero carry for all states of the block's channels; lanes past the last take its A. A: of the first channel,
 // [channels][N].
 template <int kChannels>

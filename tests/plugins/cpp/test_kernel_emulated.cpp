@@ -11,7 +11,7 @@ using namespace reference;
 
 constexpr unsigned kSchedules = 3;
 constexpr int kWidths[] = {32, 16, 8};
-constexpr mtmamba::MapPlan kPlans[] = {{32, 1}, {16, 1}, {8, 1}, {8, 2}, {8, 4}};
+constexpr mtmamba::MapPlan kPlans[] = {{4, 1}, {4, 2}, {4, 4}, {8, 4}, {16, 4}};
 
 // `run(y)` under every schedule, into fresh outputs of `count` NaNs; the first one's result, if all agree.
 template <typename T, typename Run> std::vector<T> underSchedules(size_t count, Run const& run) {
@@ -71,7 +71,7 @@ template <typename T> void testMap(std::string const& type) {
         ++turn;
         for (mtmamba::MapPlan const& plan : kPlans) {
             if (all || &plan == &kPlans[turn % std::size(kPlans)]) {
-                std::string const cut = std::to_string(plan.channels) + " by " + std::to_string(plan.parts);
+                std::string const cut = std::to_string(plan.lanes) + " by " + std::to_string(plan.parts);
                 compareAll(runMap(inputs, plan), truth, "2D " + type + ", " + cut + ", " + name);
             }
         }
@@ -90,9 +90,14 @@ void testTileEdges() {
             std::string const name = "length " + std::to_string(length) + ", blocks of " + std::to_string(width);
             Inputs<float> const inputs = makeInputs<float>({1, 3, 1, 5, length}, {}, 7);
             compareAll(runScan(inputs, width), makeTruth(inputs), name);
-            for (auto const& [height, columns] : {std::pair{int64_t{1}, length}, {length, int64_t{1}}}) {
-                MapInputs<__half> const map = makeMapInputs<__half>({1, 1, 3, height, columns, 2, 5}, {}, 8);
-                compareAll(runMap(map, {width, 1}), makeTruth(map), "2D " + name);
+        }
+    }
+    for (int64_t const length : {2, 31, 32, 33, 63, 64, 65, 97, 129}) { // tiles of 32 and 64 tokens
+        for (auto const& [height, columns] : {std::pair{int64_t{1}, length}, {length, int64_t{1}}}) {
+            MapInputs<__half> const map = makeMapInputs<__half>({1, 1, 3, height, columns, 2, 5}, {}, 8);
+            for (int const lanes : {4, 8, 16}) {
+                std::string const name = std::to_string(height) + "x" + std::to_string(columns);
+                compareAll(runMap(map, {lanes, 1}), makeTruth(map), "2D " + name + ", lanes " + std::to_string(lanes));
             }
         }
     }

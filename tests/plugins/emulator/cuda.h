@@ -144,6 +144,32 @@ template <typename T> T __shfl_xor_sync(unsigned mask, T value, int bits, int wi
     return emulator::shuffle(mask, value, static_cast<unsigned>(source > (lane | (width - 1)) ? lane : source), line);
 }
 
+// ---- Tensor cores: mma.sync.m16n8k8 with tf32 operands, of which the first 11 significant bits count.
+namespace emulator {
+
+inline float tf32(float x) {
+    uint32_t bits = 0;
+    std::memcpy(&bits, &x, sizeof bits);
+    bits &= 0xffffe000U;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline void multiplyTf32(float const (&a)[4], float const (&b)[2], float* c) {
+    int const lane = static_cast<int>(block().lane()), row = lane / 4, column = lane % 4 * 2;
+    for (int k = 0; k < 8; ++k) {
+        int const high = k / 4, from = k % 4;
+        float const left[2] = {__shfl_sync(~0U, tf32(a[2 * high]), row * 4 + from),
+                               __shfl_sync(~0U, tf32(a[2 * high + 1]), row * 4 + from)};
+        float const right[2] = {__shfl_sync(~0U, tf32(b[high]), column * 4 + from),
+                                __shfl_sync(~0U, tf32(b[high]), (column + 1) * 4 + from)};
+        for (int i = 0; i < 4; ++i) {
+            c[i] += left[i / 2] * right[i % 2];
+        }
+    }
+}
+
+} // namespace emulator
+
 // ---- Asynchronous copies into shared memory (cuda_pipeline_primitives.h).
 inline void __pipeline_memcpy_async(void* target, void const* source, size_t bytes, size_t zeros = 0) {
     emulator::block().copyAsync({target, source, bytes, zeros});
