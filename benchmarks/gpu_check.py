@@ -2,13 +2,13 @@
 
 Writes two files into --out ($OUT, else build/gpu-check/out): gpu_check.log, what every step said, and gpu_check.json:
 
-    date, commit                        when, and of what ("-dirty": with local changes)
+    date, commit                        when, and of what ("-dirty": with local changes); $MTMAMBA_COMMIT where there is no Git
     gpu, driver, cuda, versions         of the machine; gpu is null without one
     tensorrt                            flavour and version of what --tensorrt brought, or why there is none
     steps     [{name, status, seconds, command, why}]
               status: "ok", "failed", "timeout" or "not run"; why: of all but the first
-    results   {step: what that step measured}, of `accuracy`, `scan`, `model` and `engine`: see accuracy.py, scan_gpu.py and
-              gpu_check_model.py
+    results   {step: what that step measured}: see accuracy.py, scan_gpu.py, gpu_check_counters.py, gpu_check_model.py and
+              gpu_check_train.py
 
 Exit status: 0 every step ran and passed; 1 a step failed or ran out of time; 2 a bad option; 3 nothing failed, but some steps
 were not run.
@@ -22,14 +22,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-from gpu_check_steps import RESULTS, ROOT, WORK, Machine, Step, make_steps
+from gpu_check_steps import MAMBA, RESULTS, ROOT, WORK, Machine, Step, make_steps
 
 PACKAGES = (
     "torch",
@@ -45,6 +48,8 @@ PACKAGES = (
 )
 HEADER = "NvInferRuntime.h"
 LOG_TAIL = 400  # characters of a failed step's output that go into the JSON
+LOG_LOCK = threading.Lock()
+FOLDERS = re.compile(r"(?:(?<![\w.:/])|(?<=-[IL]))/(?:[\w.+@~-]+/)+")  # of absolute paths, but for URLs
 
 
 @dataclass(kw_only=True)
@@ -70,17 +75,36 @@ def main() -> int:
     if arguments.list:
         for step in steps:
             why = step.missing()
-            print(f"{step.name:18}{step.limit_s:5} s  {step.summary}" + (f"  [not run: {why}]" if why else ""))
+            print(f"{step.name:20}{step.limit_s:5} s  {step.summary}" + (f"  [not run: {why}]" if why else ""))
         return 0
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    outcomes = []
+    outcomes: list[Outcome] = []
     with (out / "gpu_check.log").open("w", encoding="utf-8") as log:
-        for step in steps:
-            outcomes.append(run(step, log))
+        for outcome in run_all(steps, log):
+            outcomes.append(outcome)
             write(out / "gpu_check.json", machine, outcomes, steps)  # after every step: a killed run loses none
     return exit_status(outcomes)
+
+
+def run_all(steps: list[Step], log: TextIO) -> Iterator[Outcome]:
+    """In the order they end."""
+    with ThreadPoolExecutor(len(steps)) as pool:
+        for group in groups(steps):
+            for done in as_completed([pool.submit(run, step, log) for step in group]):
+                yield done.result()
+
+
+def groups(steps: list[Step]) -> list[list[Step]]:
+    """What runs side by side; one group after another."""
+    found: list[list[Step]] = []
+    for step in steps:
+        if found and not step.alone and not found[-1][-1].alone:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found
 
 
 def parse() -> argparse.Namespace:
@@ -97,10 +121,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tensorrt", type=Path, help="a folder with the unpacked Python packages of TensorRT or TensorRT for RTX"
     )
+    parser.add_argument("--mamba", type=Path, help="the folder of mamba_ssm's unpacked source package, to compare with")
     parser.add_argument("--steps", help="comma-separated; default: all")
     parser.add_argument("--list", action="store_true", help="what would be run, and what not and why; runs nothing")
     arguments = parser.parse_args()
-    for folder in (arguments.headers, arguments.tensorrt):
+    for folder in (arguments.headers, arguments.tensorrt, arguments.mamba):
         if folder and not folder.is_dir():
             parser.error(f"{folder}: no such folder")
     if arguments.headers and not (arguments.headers / HEADER).is_file():
@@ -123,6 +148,8 @@ def set_environment(arguments: argparse.Namespace) -> None:
         prepend("PYTHONPATH", [str(folder)])
         prepend("LD_LIBRARY_PATH", libraries)
         sys.path.insert(0, str(folder))
+    if arguments.mamba:
+        prepend("PYTHONPATH", [str(arguments.mamba.resolve()), str(MAMBA)])  # its Python part; its extension
     os.environ |= {"MTMAMBA_CACHE": str(WORK / "cache"), "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
 
 
@@ -153,6 +180,7 @@ def look(arguments: argparse.Namespace) -> Machine:
         headers_missing=headers_missing,
         tensorrt=tensorrt,
         tensorrt_missing=tensorrt_missing,
+        mamba=str(arguments.mamba.resolve()) if arguments.mamba else "",
         versions={"python": platform.python_version()} | {n: v for n in PACKAGES if (v := version(n))},
     )
 
@@ -174,48 +202,48 @@ def version(package: str) -> str:
         return ""
 
 
-def run(step: Step, log: Any) -> Outcome:
-    command = portable(" ".join(step.command))
-    log.write(f"\n===== {step.name}: {command}\n")
-    log.flush()
+def run(step: Step, log: TextIO) -> Outcome:
+    command = " ".join(step.command)
     if why := step.missing():
-        log.write(f"not run: {why}\n")
-        print(f"{step.name:12}not run: {why}", flush=True)
+        tell(log, f"\n===== {step.name}: {command}\nnot run: {why}\n")
+        print(f"{step.name:20}not run: {why}", flush=True)
         return Outcome(name=step.name, status="not run", command=command, why=why)
     if step.result:
         step.result.unlink(missing_ok=True)
-    started, where = time.monotonic(), log.tell()
-    process = subprocess.Popen(
-        step.command,
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        status = "ok" if process.wait(timeout=step.limit_s) == 0 else "failed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        status = "timeout"
+    own = Path(log.name).with_suffix(f".{step.name}")  # a killed run leaves it behind
+    started = time.monotonic()
+    with own.open("wb") as file:
+        process = subprocess.Popen(
+            step.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = "ok" if process.wait(timeout=step.limit_s) == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = "timeout"
     seconds = round(time.monotonic() - started, 1)
-    why = {"ok": "", "failed": f"exit status {process.returncode}: {tail(log.name, where)}"}.get(
+    output = own.read_text(encoding="utf-8", errors="replace")
+    own.unlink()
+    tell(log, f"\n===== {step.name}: {command}\n{output}")
+    said = re.sub(r"\s+", " ", portable(output)[-LOG_TAIL:]).strip()
+    why = {"ok": "", "failed": f"exit status {process.returncode}: {said}"}.get(
         status, f"took longer than {step.limit_s} s"
     )
-    why = portable(why)
-    print(f"{step.name:12}{status} in {seconds} s{'; ' + why if why else ''}", flush=True)
+    print(f"{step.name:20}{status} in {seconds} s{'; ' + why if why else ''}", flush=True)
     return Outcome(name=step.name, status=status, seconds=seconds, command=command, why=why)
 
 
+def tell(log: TextIO, text: str) -> None:
+    """In one piece: others write there too."""
+    with LOG_LOCK:
+        log.write(text)
+        log.flush()
+
+
 def portable(text: str) -> str:
-    """Without this machine's folders: the JSON is kept."""
-    return text.replace(f"{ROOT}/", "").replace(sys.executable, "python3")
-
-
-def tail(path: str, start: int) -> str:
-    with Path(path).open(encoding="utf-8", errors="replace") as file:
-        file.seek(start)
-        return re.sub(r"\s+", " ", file.read()[-LOG_TAIL:]).strip()
+    """Without this machine's folders: the JSON is kept. Paths in the repository start there, others are names alone."""
+    return FOLDERS.sub("", text.replace(sys.executable, "python3").replace(f"{ROOT}/", ""))
 
 
 def write(path: Path, machine: Machine, outcomes: list[Outcome], steps: list[Step]) -> None:
@@ -234,7 +262,7 @@ def write(path: Path, machine: Machine, outcomes: list[Outcome], steps: list[Ste
         "results": {o.name: results[o.name] for o in outcomes if o.status != "not run" and o.name in results},
     }
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(portable(json.dumps(everything, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -247,8 +275,9 @@ def said(*command: str) -> str:
 
 
 def commit() -> str:
-    head = said("git", "rev-parse", "HEAD")
-    return head + ("-dirty" if head and said("git", "status", "--porcelain") else "")
+    if head := said("git", "rev-parse", "HEAD"):
+        return head + ("-dirty" if said("git", "status", "--porcelain") else "")
+    return os.environ.get("MTMAMBA_COMMIT", "")
 
 
 def cuda() -> str:

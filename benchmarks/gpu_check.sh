@@ -2,11 +2,11 @@
 # Everything that only a GPU can prove, in one call: builds the plugins for the GPU here, runs the kernels under compute-sanitizer,
 # `pytest -m gpu`, and the benchmarks. Works offline and without installing anything: the package is used from this checkout.
 #
-#   benchmarks/gpu_check.sh --headers FOLDER [--tensorrt FOLDER] [--out FOLDER] [--steps build,kernels,...]
+#   benchmarks/gpu_check.sh --headers FOLDER [--tensorrt FOLDER] [--mamba FOLDER] [--out FOLDER] [--steps build,cpp,...]
 #   benchmarks/gpu_check.sh --list
 #
 # All options, what is written and the exit status: benchmarks/gpu_check.sh --help, and gpu_check.py beside this.
-# PYTHON names another interpreter than python3; it has torch, timm, onnx, onnxscript, onnxruntime, opencv, click, rich, yaml, ml_dtypes.
+# PYTHON names another interpreter than python3, of 3.11 or newer; README.md beside this lists the packages it has.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,6 +26,7 @@ done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/pyproject.toml")
 mkdir -p "$package/mtmamba-$version.dist-info"
 printf 'Metadata-Version: 2.1\nName: mtmamba\nVersion: %s\n' "$version" >"$package/mtmamba-$version.dist-info/METADATA"
-export PYTHONPATH="$package${PYTHONPATH:+:$PYTHONPATH}"
+# The folder that Python is started in is kept off its path (Python 3.11): mtmamba/ here lacks what lies beside it.
+export PYTHONSAFEPATH=1 PYTHONPATH="$package:$root/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 cd "$root"
 exec "${PYTHON:-python3}" "$root/benchmarks/gpu_check.py" "$@"

@@ -35,14 +35,15 @@ GIB = 1 << 30
 
 
 class TaskByTask(nn.Module):
-    """The same MTMamba with the same weights, one decoder after another for each task, as the published code runs it."""
+    """The same MTMamba with the same weights, one decoder after another for each task, as the published code runs it: on the
+    model's device, in its type. In training its decoders' weights are its own."""
 
     def __init__(self, model: MTMamba) -> None:
         super().__init__()
         self.model = model
         tasks = range(len(model.config.tasks))
-        self.stages = [[_stm_part(model, s, t) for t in tasks] for s in range(3)]
-        self.blocks: list[list[CTMBlock]] = [[_own_part(model, s, t) for t in tasks] for s in range(3)]
+        self.stages = nn.ModuleList(nn.ModuleList(_stm_part(model, s, t) for t in tasks) for s in range(3))
+        self.blocks = nn.ModuleList(nn.ModuleList(_own_part(model, s, t) for t in tasks) for s in range(3))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         levels = self.model.encoder(image)
@@ -58,7 +59,7 @@ class TaskByTask(nn.Module):
 def _cross(block: CTMBlock, x: Tensor, shared: Tensor) -> Tensor:
     n = block.norm(x)
     own = block.own(n)
-    return x + block.out_proj(own + torch.sigmoid(block.gate(n)) * (shared - own))
+    return x + block.drop_path(block.out_proj(own + torch.sigmoid(block.gate(n)) * (shared - own)))
 
 
 def _slice(source: nn.Module, single: nn.Module, task: int) -> None:
@@ -66,6 +67,7 @@ def _slice(source: nn.Module, single: nn.Module, task: int) -> None:
     state = source.state_dict()
     parts = {name: state[name].reshape(-1, *tensor.shape)[task] for name, tensor in single.state_dict().items()}
     single.load_state_dict(parts)
+    single.to(next(iter(parts.values())))
 
 
 def _sizes(model: MTMamba, stage: int) -> tuple[int, int, int]:
@@ -74,15 +76,17 @@ def _sizes(model: MTMamba, stage: int) -> tuple[int, int, int]:
 
 
 def _stm_part(model: MTMamba, stage: int, task: int) -> nn.Module:
-    single = DecoderStage(1, *_sizes(model, stage), [0.0, 0.0], nn.Identity()).eval()
+    rates = [block.drop_path.rate for block in model.stages[stage].stm]
+    single = DecoderStage(1, *_sizes(model, stage), rates, nn.Identity()).eval()
     _slice(model.stages[stage], single, task)
     return single
 
 
 def _own_part(model: MTMamba, stage: int, task: int) -> CTMBlock:
-    single = CTMBlock(1, *_sizes(model, stage), 0.0).eval()
+    ctm = model.stages[stage].get_submodule("ctm")
+    single = CTMBlock(1, *_sizes(model, stage), ctm.drop_path.rate).eval()
     del single.shared, single.norm_shared
-    _slice(model.stages[stage].get_submodule("ctm"), single, task)
+    _slice(ctm, single, task)
     return single
 
 

@@ -100,12 +100,13 @@ def test_gradient_is_the_slope_of_the_forward_kernel(gpu):
     assert ((loss(0.01) - loss(-0.01)) / 0.02 - length).abs() <= 1e-2 * length
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_neither_waits_nor_varies(gpu):
     tensors = on(gpu, map_tensors(D=200))
     grad_y = torch.ones(1, 2, 7, 6, 200, device=gpu)
     first = forward_and_gradients(selective_scan_2d, tensors, grad_y)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         others = [forward_and_gradients(selective_scan_2d, tensors, grad_y) for _ in range(3)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
