@@ -74,7 +74,7 @@ class BuiltEngine:
 def compute_capabilities_for(trt: TensorRT, targets: tuple[str, ...], device: int = 0) -> tuple[str, ...]:
     """The compute capabilities ("8.9") the engine will be built for: of `targets`, or of the GPU of index `device`.
 
-    Raises MtmError for a target that this TensorRT does not know, and without a GPU where no target is given.
+    Raises MtmError for a target or a GPU that this TensorRT does not know, and without a GPU where no target is given.
     """
     if targets:
         if not trt.targets:
@@ -90,7 +90,13 @@ def compute_capabilities_for(trt: TensorRT, targets: tuple[str, ...], device: in
         return tuple(f"{target[3:-1]}.{target[-1]}" for target in dict.fromkeys(targets))
     found = gpu.compute_capabilities()
     if device < len(found):
-        return found[device : device + 1]
+        here = found[device]
+        if trt.targets and f"sm_{here.replace('.', '')}" not in trt.targets:
+            raise MtmError(
+                f"{trt.flavour} {trt.version} runs on {', '.join(trt.targets)}, and the GPU here is of compute capability "
+                f"{here}; install TensorRT (pip install 'mtmamba[gpu]'), or build for another GPU with --target"
+            )
+        return (here,)
     if found:
         raise MtmError(f"--device {device}: expected an index below {len(found)}, the number of GPUs here")
     if trt.targets:

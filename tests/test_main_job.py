@@ -108,6 +108,7 @@ def test_polygraphy_runs_the_export(folder, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.trt
 @pytest.mark.parametrize(("precision", "row"), [("fp32", "tf32"), ("fp16", "fp16")])
 def test_parity_gate_on_the_gpu(folder, tmp_path, precision, row):
     """The engine, built for the GPU of this machine and run on it, answers as the exported file does."""

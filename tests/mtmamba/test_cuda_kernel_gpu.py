@@ -179,7 +179,8 @@ class Scan(torch.nn.Module):
 
     def forward(self, x):
         features = self.project(x.movedim(2, -1)).movedim(-1, 2).unflatten(2, (4, -1))
-        return selective_scan_2d(x.to(features.dtype), features, *self.scan)
+        scan = self.scan  # one by one: torch.compile 2.11 cannot unpack a list of parameters
+        return selective_scan_2d(x.to(features.dtype), features, scan[0], scan[1], scan[2], scan[3])
 
 
 def layer_gradients(run, layer, x):

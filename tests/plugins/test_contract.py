@@ -127,11 +127,16 @@ def test_output_shape(ask: Ask, op: str) -> None:
 
 
 def workspace_bytes(element: int, sizes: dict[str, int]) -> int:
-    """x channels last, x_dbl in the order of each scan (rows of a multiple of 256 tokens), and the float32 sums of four
-    parts, the first of them in y where y is float32; each a multiple of 256 bytes."""
+    """x channels last; B and C in the order of each scan, states and tokens up to multiples of 16 and 64; the low rank
+    there too, float32, its rows up to a multiple of 8 and 4 more; and the float32 sums of four parts, the first of them
+    in y where y is float32. Each a multiple of 256 bytes."""
     images, length = sizes["B"] * sizes["G"], sizes["H"] * sizes["W"]
-    pitch = -(-length // 256) * 256
-    parts = [images * length * sizes["D"] * element, images * 4 * (sizes["R"] + 2 * sizes["N"]) * pitch * element]
+    pitch, states, rows = -(-length // 64) * 64, -(-sizes["N"] // 16) * 16, -(-sizes["R"] // 8) * 8 + 4
+    parts = [
+        images * length * sizes["D"] * element,
+        images * 4 * pitch * 2 * states * element,
+        images * 4 * pitch * rows * 4,
+    ]
     parts += [images * length * sizes["D"] * 4] * (3 if element == 4 else 4)
     return sum(-(-part // 256) * 256 for part in parts)
 
@@ -141,3 +146,14 @@ def test_workspace(ask: Ask) -> None:
         assert ask(f"workspace SelectiveScan {number} {text(dims_of('SelectiveScan'))}") == "0"
         expected = workspace_bytes(4 if kind == "float32" else 2, SIZES)
         assert ask(f"workspace SelectiveScan2D {number} {text(dims_of('SelectiveScan2D'))}") == str(expected)
+
+
+def test_workspace_does_for_smaller_batches(ask: Ask) -> None:
+    """TensorRT asks once, with the largest shapes; fewer images may be cut into more parts."""
+    batches = range(1, 70)
+    sizes = [
+        int(ask(f"workspace SelectiveScan2D 1 {text(dims_of('SelectiveScan2D', B=B, G=1, D=384))}")) for B in batches
+    ]
+    assert sizes == sorted(sizes)
+    one = workspace_bytes(2, SIZES | {"B": 1, "G": 1, "D": 384})
+    assert sizes[0] == one and sizes[-1] < 69 * one, "the largest takes fewer parts"

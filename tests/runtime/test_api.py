@@ -271,6 +271,7 @@ class TestDlpack:
 
 
 @pytest.mark.gpu
+@pytest.mark.trt
 def test_an_engine_reads_and_writes_where_arrays_lie(toy_onnx: Path, metadata: ModelMetadata) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (mtmamba[model])")
     if not torch.cuda.is_available():
@@ -317,6 +318,7 @@ def test_the_documentation_runs(
 
 
 @pytest.mark.gpu
+@pytest.mark.trt
 def test_the_documentation_runs_on_the_gpu(toy_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed (mtmamba[model])")
     from mtmamba.runtime.engine import BuildOptions, build_engine

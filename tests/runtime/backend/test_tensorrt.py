@@ -156,6 +156,7 @@ def test_another_gpu_of_several(rig: Any, monkeypatch: pytest.MonkeyPatch, fille
 
 
 @pytest.mark.gpu
+@pytest.mark.trt
 def test_a_real_engine_answers_as_onnxruntime_does(toy_onnx: Path, metadata: ModelMetadata) -> None:
     if not gpu.find_gpus():
         pytest.skip("no NVIDIA GPU here")

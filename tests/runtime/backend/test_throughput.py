@@ -77,6 +77,7 @@ class TestSubmit:
 
 
 @pytest.mark.gpu
+@pytest.mark.trt
 def test_real_batches_on_their_way_answer_as_those_alone(toy_onnx: Path, metadata: ModelMetadata) -> None:
     if not gpu.find_gpus():
         pytest.skip("no NVIDIA GPU here")

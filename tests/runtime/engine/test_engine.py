@@ -277,6 +277,18 @@ def test_targets_become_compute_capabilities(no_gpu: None) -> None:
         compute_capabilities_for(rtx, ())
 
 
+def test_a_gpu_that_rtx_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an H100 is none of TensorRT-RTX 1.7's (benchmarks/results)."""
+    rtx = fake_trt(SM89=2, SM120=3)
+    monkeypatch.setattr(gpu, "compute_capabilities", lambda: ("9.0", "8.9"))
+    with pytest.raises(
+        MtmError, match=r"runs on sm_89, sm_120, and the GPU here is of compute capability 9\.0; install"
+    ):
+        compute_capabilities_for(rtx, ())
+    assert compute_capabilities_for(rtx, (), 1) == ("8.9",)
+    assert compute_capabilities_for(fake_trt(), ()) == ("9.0",)
+
+
 def test_full_tensorrt_builds_where_it_runs(no_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MtmError, match="--target needs TensorRT for RTX"):
         compute_capabilities_for(fake_trt(), ("sm_89",))
