@@ -94,8 +94,7 @@ struct MapPlace {
 };
 
 // What a thread makes steps and outputs of: kCount fragments of two consecutive tokens of two consecutive channels, as
-// the product of 16 tokens and 8 channels on the tensor cores gives them. Its rows g and g + 8 are tokens 2g and 2g
-// + 1.
+// the product of 16 tokens and 8 channels on the tensor cores gives them (its rows g and g + 8: tokens 2g and 2g + 1).
 template <int kLanes> struct Fragments {
     using S = MapShape<kLanes>;
     static constexpr int kDown = S::kTile / 16;
