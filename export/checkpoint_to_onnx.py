@@ -9,7 +9,7 @@ import onnx
 from mtmamba.checkpoint import load_checkpoint
 from mtmamba.export.contract import count_nodes
 from mtmamba.export.picture_io import with_picture_io
-from mtmamba.export.torch_to_onnx import DEFAULT_OPSET, export_model
+from mtmamba.export.torch_to_onnx import DEFAULT_OPSET, Batch, export_model
 from mtmamba.export.verify import TaskDifference, compare, require_equal
 from mtmamba.files import atomic_path, sha256
 
@@ -34,13 +34,14 @@ def export_checkpoint(
     output: Path,
     *,
     input_size: tuple[int, int] | None = None,
-    batch: int = 1,
+    batch: Batch = 1,
     opset: int = DEFAULT_OPSET,
     check_images: int = 2,
     picture_io: bool = False,
     on_step: OnStep = lambda step: None,
 ) -> Exported:
-    """Write `output` whole or not at all, once ONNX Runtime has answered as PyTorch does on `check_images` images.
+    """Write `output` whole or not at all, once ONNX Runtime has answered as PyTorch does on `check_images` batches, of a range
+    of batches on as many of the smallest and of the largest.
 
     picture_io: put preprocessing and postprocessing into the graph, after that check (`mtmamba.export.picture_io`).
     Raises MtmError for a checkpoint that cannot be read, options that cannot be, and where the two differ.

@@ -15,6 +15,24 @@ MAX_SIDE = 16384
 CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
 
 
+class BatchRange(click.ParamType[tuple[int, int]]):
+    """N or MIN-MAX -> (fewest, most) images."""
+
+    name = "N|MIN-MAX"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        ends = [int(end) if end.isdecimal() else 0 for end in str(value).split("-")]
+        if len(ends) > 2 or ends[0] < 1 or ends[-1] < ends[0]:
+            self.fail(
+                f"expected a number of images of at least 1 or a range of them, such as 8 or 1-8, found {value!r}",
+                param,
+                ctx,
+            )
+        return ends[0], ends[-1]
+
+
 @command(epilog="Example: mtm-export --ckpt best.pth --size 448x576")
 @click.option(
     "--ckpt", type=click.Path(path_type=Path), help="Checkpoint, ours or a published one.  [default: the only one here]"
@@ -28,7 +46,7 @@ CHECKPOINTS = ("*.pth", "*.pt", "*.pth.tar")
 @click.option(
     "--size", type=ImageSize(at_most=MAX_SIDE), help="Input height and width in pixels.  [default: the checkpoint's]"
 )
-@click.option("--batch", type=click.IntRange(1), default=1, help="Images a run.")
+@click.option("--batch", type=BatchRange(), default="1", help="Images a run; 1-8: any number of them in that range.")
 @click.option("--opset", type=click.IntRange(18, 23), default=20, help="ONNX opset.")
 @click.option("--check-images", type=click.IntRange(1), default=2, help="Random images to compare with PyTorch.")
 @click.option("--picture-io", is_flag=True, help="uint8 pictures in, labels, probabilities, depth and normals out.")
@@ -36,7 +54,7 @@ def main(
     ckpt: Path | None,
     output: Path | None,
     size: tuple[int, int] | None,
-    batch: int,
+    batch: tuple[int, int],
     opset: int,
     check_images: int,
     picture_io: bool,
@@ -71,8 +89,10 @@ def main(
         bar.update(task, completed=len(STEPS), description="done")
     height, width = made.input_size
     seconds = time.perf_counter() - started
+    least, most = batch
+    images = f"{most}" if least == most else f"{least}-{most}"
     say(
-        f"{output}: {height}x{width}, batch {batch}, opset {opset}, {made.nodes} nodes ({made.scan_nodes} scans), "
+        f"{output}: {height}x{width}, batch {images}, opset {opset}, {made.nodes} nodes ({made.scan_nodes} scans), "
         f"{output.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s"
     )
     for d in made.differences:
@@ -85,7 +105,8 @@ def main(
         "onnx": str(output),
         "checkpoint": str(ckpt),
         "input_size": [height, width],
-        "batch": batch,
+        "batch": most,
+        "min_batch": least,
         "opset": opset,
         "io": "picture" if picture_io else "raw",
         "nodes": made.nodes,

@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from mtmamba.errors import MtmError
 from mtmamba.export.contract import DOMAIN, SELECTIVE_SCAN, SELECTIVE_SCAN_2D
+from mtmamba.metadata import BATCH_NAME
 
 FP32, FP16, BF16 = int(TensorProto.FLOAT), int(TensorProto.FLOAT16), int(TensorProto.BFLOAT16)
 
@@ -86,14 +87,23 @@ def float_activations(model: ModelProto) -> list[str]:
     return [name for name in (*(value.name for value in model.graph.input), *made) if name in floats]
 
 
-def element_counts(model: ModelProto) -> dict[str, int]:
-    """How many elements each tensor of the main graph has, where its shape is known."""
+def element_counts(model: ModelProto, batch: int = 1) -> dict[str, int]:
+    """How many elements each tensor of the main graph has, where its shape is known. batch: of the run, where it is free."""
     counts = {}
     for value in _inferred(model):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            counts[value.name] = math.prod(dim.dim_value for dim in dims)
+        dims = [_length(dim, batch) for dim in value.type.tensor_type.shape.dim]
+        if value.type.tensor_type.HasField("shape") and all(dim is not None for dim in dims):
+            counts[value.name] = math.prod(dim for dim in dims if dim is not None)
     return counts
+
+
+def _length(dim: TensorShapeProto.Dimension, batch: int) -> int | None:
+    """A dimension's length, None where nobody knows: free ones are `batch`, or `12*batch` (windows)."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    *factors, name = dim.dim_param.split("*")
+    known = name == BATCH_NAME and all(factor.isdecimal() for factor in factors)
+    return math.prod(map(int, factors)) * batch if known else None
 
 
 def _types(model: ModelProto) -> dict[str, int]:

@@ -57,13 +57,16 @@ def resize_graph(metadata: ModelMetadata) -> onnx.ModelProto:
     (bilinear, with the area a pixel covers where it shrinks) and, unless the model does it itself, normalised."""
     height, width = metadata.input_size
     dtype = TensorProto.UINT8 if metadata.io == "picture" else TensorProto.FLOAT
-    picture = helper.make_tensor_value_info("picture", TensorProto.UINT8, [metadata.batch, None, None, 3])
-    image = helper.make_tensor_value_info(INPUT_NAME, dtype, list(metadata.input_shape))
+    whole = metadata.file_shape(metadata.input_shape)
+    picture = helper.make_tensor_value_info("picture", TensorProto.UINT8, [whole[0], None, None, 3])
+    image = helper.make_tensor_value_info(INPUT_NAME, dtype, whole)
     graph = _Graph(helper.make_graph([], "resize", [picture], [image]))
-    size = graph.constant("size", np.array([metadata.batch, 3, height, width], np.int64))
+    size = graph.constant("size", np.array([height, width], np.int64))
     graph.node("Cast", ["picture"], "picture.float", to=TensorProto.FLOAT)
     graph.node("Transpose", ["picture.float"], "picture.planes", perm=[0, 3, 1, 2])
-    graph.node("Resize", ["picture.planes", "", "", size], "resized", mode="linear", antialias=1)
+    graph.node("Shape", ["picture.planes"], "planes", start=0, end=2)
+    graph.node("Concat", ["planes", size], "sizes", axis=0)
+    graph.node("Resize", ["picture.planes", "", "", "sizes"], "resized", mode="linear", antialias=1)
     if metadata.io == "picture":
         graph.node("Transpose", ["resized"], "resized.last", perm=[0, 2, 3, 1])
         graph.bytes("resized.last", 1.0, 0.5, INPUT_NAME)
@@ -75,7 +78,9 @@ def resize_graph(metadata: ModelMetadata) -> onnx.ModelProto:
 def predictions_graph(metadata: ModelMetadata) -> onnx.ModelProto:
     """A graph of its own: every task's raw output, named TASK.raw, to its prediction TASK as the table has it."""
     raw = [
-        helper.make_tensor_value_info(f"{task.name}.raw", TensorProto.FLOAT, list(metadata.output_shape(task)))
+        helper.make_tensor_value_info(
+            f"{task.name}.raw", TensorProto.FLOAT, metadata.file_shape(metadata.output_shape(task))
+        )
         for task in metadata.tasks
     ]
     outputs = [helper.make_empty_tensor_value_info(task.name) for task in metadata.tasks]
@@ -97,9 +102,8 @@ class _Graph:
             for index, name in enumerate(node.input):
                 if name == INPUT_NAME:
                     node.input[index] = raw
-        height, width = metadata.input_size
         value = next(value for value in self._graph.input if value.name == INPUT_NAME)
-        shape = [metadata.batch, height, width, 3]
+        shape = metadata.file_shape((metadata.batch, *metadata.input_size, 3))
         value.CopyFrom(helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, shape))
         rest = list(self._graph.node)
         del self._graph.node[:]
@@ -122,7 +126,7 @@ class _Graph:
                 for index, name in enumerate(names):
                     if name == task.name:
                         names[index] = raw
-        shape: list[int] = [metadata.batch, *metadata.output_size]
+        shape = metadata.file_shape((metadata.batch, *metadata.output_size))
         dtype = TensorProto.FLOAT16 if task.kind == "depth" else TensorProto.UINT8
         if task.kind == "labels":
             self.node("ArgMax", [raw], f"{raw}.index", axis=1, keepdims=0)

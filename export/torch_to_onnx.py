@@ -17,18 +17,21 @@ import torch
 from onnx import ModelProto, helper
 from onnxscript import optimizer
 from torch import Tensor, nn
+from torch.export import Dim
 
 import mtmamba.ops  # noqa: F401  registers torch.ops.mtmamba
 from mtmamba.errors import MtmError
 from mtmamba.export.contract import DOMAIN, DOMAIN_VERSION, SOFTPLUS_ATTRIBUTE, register_schemas
 from mtmamba.export.function_body import functions
 from mtmamba.export.metadata import write_metadata
-from mtmamba.metadata import INPUT_NAME, ModelMetadata
+from mtmamba.metadata import BATCH_NAME, INPUT_NAME, ModelMetadata
 from mtmamba.model import MTMamba
 
 OPSETS = (18, 23)
 """First and last opset that are supported: 18 is the exporter's lowest, 20 has Gelu as one node."""
 DEFAULT_OPSET = 20
+Batch = int | tuple[int, int]
+"""Images a run: a number, or the fewest and the most where it is to stay free."""
 FOLD_LIMIT = 1 << 31  # elements: fold every constant, weights' transposes and -exp(A_log) among them
 
 
@@ -36,28 +39,40 @@ def export_model(
     model: MTMamba,
     *,
     input_size: tuple[int, int] | None = None,
-    batch: int = 1,
+    batch: Batch = 1,
     opset: int = DEFAULT_OPSET,
     checkpoint_sha256: str = "",
 ) -> ModelProto:
-    """Export `model` for images [batch, 3, H, W] of `input_size` (height, width; default: the configuration's).
+    """Export `model` for images [batch, 3, H, W] of `input_size` (height, width; default: the configuration's). Of a range
+    of batches the first dimension of the input and of every output is free.
 
     The result is checked by `onnx.checker`, not yet against PyTorch (`mtmamba.export.verify`).
     Raises MtmError for an opset, size or batch that cannot be.
     """
     height, width = input_size or model.config.input_size
-    if min(height, width) < 1 or batch < 1:
-        raise MtmError(f"expected a size and a batch of at least 1, found {height}x{width} and batch {batch}")
-    image = torch.zeros(batch, 3, height, width)
-    proto = export_module(model, (image,), input_names=(INPUT_NAME,), output_names=model.config.tasks, opset=opset)
+    least, most = (batch, batch) if isinstance(batch, int) else batch
+    if min(height, width, least) < 1 or most < least:
+        raise MtmError(
+            f"expected a size of at least 1 and a batch of at least 1, or a range of them from the smallest to the largest, "
+            f"found {height}x{width} and batch {batch}"
+        )
+    proto = export_module(
+        model,
+        (torch.zeros(most, 3, height, width),),
+        input_names=(INPUT_NAME,),
+        output_names=model.config.tasks,
+        opset=opset,
+        min_batch=least,
+    )
     write_metadata(
         proto,
         ModelMetadata(
             config=model.config,
             input_size=(height, width),
-            batch=batch,
+            batch=most,
             versions=versions(),
             checkpoint_sha256=checkpoint_sha256,
+            min_batch=least if least < most else None,
         ),
     )
     return proto
@@ -71,9 +86,11 @@ def export_module(
     output_names: Sequence[str],
     opset: int = DEFAULT_OPSET,
     bodies: bool = True,
+    min_batch: int | None = None,
 ) -> ModelProto:
     """Export any module that uses `mtmamba.ops`, for inputs of these shapes and dtypes.
 
+    min_batch: leave the first dimension of every input free (named `batch`), from this to its length in `inputs`.
     Its scans become nodes of domain `mtmamba`. bodies: the file holds a body of standard operators for each, so that any ONNX
     runtime runs it; without them it runs where there is the plugin alone (TensorRT for RTX would take a body before a
     plugin). The result is checked by `onnx.checker`. Raises MtmError for an opset that is not supported.
@@ -81,6 +98,8 @@ def export_module(
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise MtmError(f"opset {opset} is not supported; choose one of {OPSETS[0]} to {OPSETS[1]} with --opset")
     register_schemas()
+    batch = inputs[0].shape[0]
+    free = min_batch is not None and min_batch < batch
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -90,6 +109,7 @@ def export_module(
             input_names=list(input_names),
             output_names=list(output_names),
             custom_translation_table=TRANSLATIONS,
+            dynamic_shapes=({0: Dim(BATCH_NAME, min=min_batch, max=batch)},) * len(inputs) if free else None,
             optimize=False,  # its rewrite rules take a minute and find nothing here; folding is all there is to do
             verbose=False,
         )

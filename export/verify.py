@@ -10,7 +10,7 @@ import torch
 from onnx import ModelProto
 
 from mtmamba.errors import MtmError
-from mtmamba.metadata import INPUT_NAME
+from mtmamba.metadata import INPUT_NAME, METADATA_KEY, ModelMetadata
 from mtmamba.model import MTMamba
 
 TOLERANCE = 1e-4
@@ -36,14 +36,16 @@ class TaskDifference:
 
 
 def compare(model: MTMamba, onnx_model: ModelProto | Path, *, images: int = 2, seed: int = 0) -> list[TaskDifference]:
-    """Run `images` random images of the exported size through both and return every task's worst difference."""
+    """Run `images` random batches of the exported size, or of the smallest and of the largest where it is free, through both
+    and return every task's worst difference."""
     source = onnx_model.SerializeToString() if isinstance(onnx_model, ModelProto) else str(onnx_model)
     session = onnxruntime.InferenceSession(source, _options(), providers=["CPUExecutionProvider"])
-    shape = session.get_inputs()[0].shape
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    metadata = ModelMetadata.from_json(text, "the export")
     rng = np.random.default_rng(seed)
     differences: dict[str, TaskDifference] = {}
-    for _ in range(images):
-        image = random_image(rng, shape)
+    for batch in sorted({metadata.smallest_batch, metadata.batch}) * images:
+        image = random_image(rng, (batch, *metadata.input_shape[1:]))
         with torch.no_grad():
             expected = {name: value.numpy() for name, value in model(torch.from_numpy(image)).items()}
         found = dict(zip(expected, session.run(list(expected), {INPUT_NAME: image}), strict=True))

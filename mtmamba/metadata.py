@@ -18,13 +18,16 @@ and are the raw predictions [B, channels, H*output_scale, W*output_scale]. (Wher
 `mtmamba.export.picture_io`.)"""
 
 IO_FORMS = ("raw", "picture")
+BATCH_NAME = "batch"
+"""What the first dimension of inputs and outputs is called in a file where it is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMetadata:
-    """input_size: (height, width) in pixels. mean, std: RGB, of images in 0..1. versions: package name -> version.
-    checkpoint_sha256: of the checkpoint file the export was made from; "" if it was made from a model in memory. io: what
-    goes in and out, one of IO_FORMS."""
+    """input_size: (height, width) in pixels. batch: images a run, the most where their number is free. mean, std: RGB, of
+    images in 0..1. versions: package name -> version. checkpoint_sha256: of the checkpoint file the export was made from;
+    "" if it was made from a model in memory. io: what goes in and out, one of IO_FORMS. min_batch: the fewest images a
+    run, where any number from there to `batch` will do; None where it is always `batch`."""
 
     config: ModelConfig
     input_size: tuple[int, int]
@@ -34,6 +37,7 @@ class ModelMetadata:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     io: str = "raw"
+    min_batch: int | None = None
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -46,8 +50,25 @@ class ModelMetadata:
         return height * self.config.output_scale, width * self.config.output_scale
 
     @property
+    def smallest_batch(self) -> int:
+        return self.batch if self.min_batch is None else self.min_batch
+
+    def file_shape(self, shape: tuple[int, ...]) -> list[int | str]:
+        """An input's or output's shape as ONNX has it: the batch is a name where it is free."""
+        return [self.batch if self.min_batch is None else BATCH_NAME, *shape[1:]]
+
+    @property
+    def batch_text(self) -> str:
+        """For people: `8`, or `1-8` where it is free."""
+        return str(self.batch) if self.min_batch is None else f"{self.min_batch}-{self.batch}"
+
+    def run_size(self, images: int) -> int:
+        """How many images a run of `images` (1 to `batch`) takes, once it is filled up to what the model can."""
+        return max(images, self.smallest_batch)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of the input: `picture` [B, H, W, 3], else [B, 3, H, W]."""
+        """Of the input: `picture` [B, H, W, 3], else [B, 3, H, W]; B is `batch`."""
         height, width = self.input_size
         return (self.batch, height, width, 3) if self.io == "picture" else (self.batch, 3, height, width)
 
@@ -105,6 +126,8 @@ class ModelMetadata:
         """Raise MtmError where a value has another type or range than it must."""
         size = self.input_size
         whole = all(isinstance(n, int) and 0 < n <= LARGEST["input_size"] for n in (*_items(size), self.batch))
+        free = self.min_batch
+        whole = whole and (free is None or (isinstance(free, int) and 0 < free < self.batch))
         numbers = (*_items(self.mean), *_items(self.std))
         real = all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers)
         if not (

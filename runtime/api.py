@@ -131,7 +131,7 @@ class Model:
         tensor: [n, 3, height, width] float32 at `input_size`, RGB in 0..1 minus `metadata.mean` over `metadata.std`. (A
         model with picture I/O takes [n, height, width, 3] uint8 and gives `mtmamba.export.picture_io`'s forms.) A
         NumPy array gives float32 NumPy arrays, for any n. An array on the GPU (torch, CuPy, PyCUDA: anything with DLPack
-        or the CUDA array interface), which needs an engine and n = `metadata.batch`, is read where it lies and gives
+        or the CUDA array interface), which needs an engine and an n that it takes at once, is read where it lies and gives
         `DeviceArray`s, complete on return.
         out: arrays to write into, by task name, of the same kind as `tensor` and of the results' shapes.
         Raises MtmError for another shape, type or place, and where the device fails.

@@ -49,6 +49,12 @@ CALIBRATIONS = "*calibration.json"
 @click.option("--picture-io", is_flag=True, help="uint8 pictures in, labels, probabilities, depth and normals out.")
 @click.option("--embed-plugin", is_flag=True, help="Put the plugin library into the engine, which needs no other then.")
 @click.option("--version-compatible", is_flag=True, help="Later TensorRT versions of this major load it; a bit slower.")
+@click.option(
+    "--opt-batch",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Images a run to tune for, of an export with a range (mtm-export --batch 1-8).  [default: the most]",
+)
 @click.option("--device", metavar="N", type=click.IntRange(0), default=0, help="Which GPU to build on.")
 @click.option(
     "--plugin", metavar="PATH", type=click.Path(path_type=Path), help="A built plugin library, in place of our own."
@@ -70,6 +76,7 @@ def main(
     picture_io: bool,
     embed_plugin: bool,
     version_compatible: bool,
+    opt_batch: int | None,
     device: int,
     plugin: Path | None,
     output: Path | None,
@@ -87,7 +94,11 @@ def main(
     if target is not None and not targets:
         raise click.BadParameter("expected architectures such as sm_89,sm_120, found none", param_hint="--target")
     engine = EngineOptions(
-        picture_io=picture_io, embed_plugin=embed_plugin, version_compatible=version_compatible, device=device
+        picture_io=picture_io,
+        embed_plugin=embed_plugin,
+        version_compatible=version_compatible,
+        device=device,
+        opt_batch=opt_batch,
     )
     calibration = _calibration(calibration, precision, onnx)
     options = BuildOptions(
@@ -162,6 +173,8 @@ def _tell(trt: TensorRT, built: BuiltEngine) -> None:
     if plan:
         quantised = f"{plan['quantised_nodes']} nodes quantised, " if side.precision in QUANTISED else ""
         say(f"  {quantised}{len(plan['fp32_nodes'])} nodes stay FP32, {plan['casts']} casts; the sidecar says why")
+    if side.metadata.min_batch is not None:
+        say(f"  any batch of {side.metadata.batch_text}")
     say(f"  {built.layers} layers, {built.plugin_layers} of them mtmamba plugins: {proof}")
     if side.carries_code:
         say("  it carries code, which runs where it is loaded: set MTMAMBA_TRUST_ENGINES=1 there")
@@ -178,6 +191,8 @@ def _result(trt: TensorRT, onnx: Path, built: BuiltEngine, plugins: PluginLibrar
         "precision": side.precision,
         "precision_plan": side.precision_plan,
         "io": side.metadata.io,
+        "batch": side.metadata.batch,
+        "min_batch": side.metadata.smallest_batch,
         "embedded_plugin": side.embedded_plugin,
         "version_compatible": side.version_compatible,
         "flavour": trt.flavour,

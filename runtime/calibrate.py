@@ -29,9 +29,10 @@ _LOW, _HIGH = "mtmamba_low", "mtmamba_high"
 
 
 class Observer:
-    """Runs the FP32 `model` and notes its tensors' ranges. histograms: gather what percentile and entropy need, too."""
+    """Runs the FP32 `model` and notes its tensors' ranges. histograms: gather what percentile and entropy need, too.
+    batch: the most images a run, where the model leaves it free."""
 
-    def __init__(self, model: onnx.ModelProto, *, histograms: bool) -> None:
+    def __init__(self, model: onnx.ModelProto, *, histograms: bool, batch: int = 1) -> None:
         folded = onnx.ModelProto()
         folded.CopyFrom(model)
         fold_weights(folded)
@@ -40,7 +41,7 @@ class Observer:
         read = {nodes[node].input[activation] for node, (activation, _) in quantisable(folded).items()}
         self.ranges = Ranges(names, [name for name in names if histograms and name in read])
         fetched = [name for name in self.ranges.histograms if name != INPUT_NAME]
-        self._groups = _groups(fetched, element_counts(folded))
+        self._groups = _groups(fetched, element_counts(folded, batch))
         self._session: Any = cpu_session(_observed(folded, names, fetched))
 
     def add(self, images: Array) -> None:
@@ -102,7 +103,7 @@ def calibrate(
     work, that many images are passed over. It is removed at the end. on_images is told how many images are done.
     Raises MtmError for no image, and for a tensor that is not finite.
     """
-    observer = Observer(model.proto, histograms=method != "max")
+    observer = Observer(model.proto, histograms=method != "max", batch=model.metadata.batch)
     ranges, digest = observer.ranges, sha256(model.path)
     key = {"onnx_sha256": digest, "sources": list(sources)}
     skip = ranges.images if state is not None and ranges.resume(state, key) else 0

@@ -91,7 +91,7 @@ def main(
 
 def batches(model: OnnxModel, sources: list[Source], count: int) -> Iterator[Array]:
     """`count` images of the sources, or all where there are fewer, spread evenly; in batches of the model's size (the
-    last one filled up with its own last image), normalised."""
+    last one, if too short for it, filled up with its own last image), normalised."""
     size, batch = model.metadata.batch, []
     for index, source in enumerate(sources):
         share = count * (index + 1) // len(sources) - count * index // len(sources)
@@ -101,7 +101,7 @@ def batches(model: OnnxModel, sources: list[Source], count: int) -> Iterator[Arr
                 yield np.stack(batch)
                 batch = []
     if batch:
-        yield np.stack(batch + [batch[-1]] * (size - len(batch)))
+        yield np.stack(batch + [batch[-1]] * (model.metadata.run_size(len(batch)) - len(batch)))
 
 
 def _spread(source: Source, share: int) -> Iterator[Any]:

@@ -49,9 +49,15 @@ def is_on_gpu(array: Any) -> bool:
 
 
 def view(
-    array: Any, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, wait: Callable[[int], None]
+    array: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    wait: Callable[[int], None],
+    least: int | None = None,
 ) -> DeviceArray:
-    """`array`'s own memory, once whatever still writes to it is done. name: for errors.
+    """`array`'s own memory, once whatever still writes to it is done. name: for errors. least: its first dimension may be
+    anything from this to `shape`'s.
 
     wait(stream): blocks until the work on a CUDA stream (its handle) has ended. Raises MtmError where the array is not on
     the GPU, not contiguous, or of another shape or type than asked.
@@ -67,9 +73,16 @@ def view(
     except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what owners refuse with
         reason = " ".join(str(error).split())[:200]
         raise MtmError(f"{name}: its {type(array).__name__} does not hand out its memory ({reason})") from error
-    if found is None or found.shape != shape or np.dtype(found.dtype) != np.dtype(dtype):
+    first = shape[0] if least is None else least
+    if (
+        found is None
+        or found.shape[1:] != shape[1:]
+        or not (first,) <= found.shape[:1] <= shape[:1]
+        or np.dtype(found.dtype) != np.dtype(dtype)
+    ):
+        dims = ", ".join([str(shape[0]) if first == shape[0] else f"{first}..{shape[0]}", *map(str, shape[1:])])
         what = "one that is not contiguous" if found is None else f"{np.dtype(found.dtype)} {list(found.shape)}"
-        raise MtmError(f"{name}: expected a contiguous array {np.dtype(dtype)} {list(shape)} on the GPU, found {what}")
+        raise MtmError(f"{name}: expected a contiguous array {np.dtype(dtype)} [{dims}] on the GPU, found {what}")
     return found
 
 

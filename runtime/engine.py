@@ -20,6 +20,8 @@ from mtmamba.runtime import gpu, onnx_model
 from mtmamba.runtime.build_progress import OnProgress, make_monitor
 from mtmamba.runtime.engine_options import (
     EngineOptions,
+    add_profile,
+    check_batch,
     check_interface,
     check_options,
     configure,
@@ -128,6 +130,7 @@ def build_engine(
     capabilities = compute_capabilities_for(trt, options.targets, options.engine.device)
     check_options(trt, options.engine, options.targets)
     check_interface(model.path, model.metadata, options.precision)
+    check_batch(model.path, model.metadata, options.engine)
     _check_plugins(model, plugins)
     _check_capabilities(options.precision, capabilities)
     with atomic_path(output) as engine, atomic_path(sidecar_path(output)) as side:
@@ -141,6 +144,7 @@ def build_engine(
         plugin_layers = _check_plugin_layers(trt, network, sum(model.op_counts.values()))
         config = _make_config(trt, builder, options)
         configure(trt, config, options.engine, plugins)
+        add_profile(builder, config, metadata, options.engine)
         with timing_cache(trt, config, options.engine):
             engine.write_bytes(_build(trt, builder, network, config, options, on_progress or _ignore))
         del parser  # the network's weights live in it

@@ -15,7 +15,7 @@ from mtmamba.errors import MtmError
 from mtmamba.export.metadata import read_metadata
 from mtmamba.export.picture_io import with_picture_io
 from mtmamba.files import atomic_path
-from mtmamba.metadata import ModelMetadata
+from mtmamba.metadata import INPUT_NAME, ModelMetadata
 from mtmamba.runtime import gpu
 from mtmamba.runtime.cuda import select_device
 from mtmamba.runtime.plugin import PluginLibrary
@@ -25,12 +25,14 @@ from mtmamba.runtime.trt import TensorRT
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """picture_io: uint8 pictures in, predictions out (`mtmamba.export.picture_io`). embed_plugin: the plugin library goes
-    into the engine. version_compatible: later TensorRT versions of the same major load it. device: the GPU's index."""
+    into the engine. version_compatible: later TensorRT versions of the same major load it. device: the GPU's index.
+    opt_batch: the number of images a run that it is tuned for, where the model leaves it free; None: the most."""
 
     picture_io: bool = False
     embed_plugin: bool = False
     version_compatible: bool = False
     device: int = 0
+    opt_batch: int | None = None
 
     def arguments(self) -> list[str]:
         """As they are typed."""
@@ -40,7 +42,8 @@ class EngineOptions:
             "--version-compatible": self.version_compatible,
         }
         typed = [flag for flag, chosen in flags.items() if chosen]
-        return typed + (["--device", str(self.device)] if self.device else [])
+        typed += ["--device", str(self.device)] if self.device else []
+        return typed + ([] if self.opt_batch is None else ["--opt-batch", str(self.opt_batch)])
 
 
 def check_interface(path: Path, metadata: ModelMetadata, precision: str) -> None:
@@ -50,6 +53,26 @@ def check_interface(path: Path, metadata: ModelMetadata, precision: str) -> None
             f"{path}: expected an export with raw ends to build in {precision}, found one with picture I/O; export it "
             f"without --picture-io, and type mtm-build-engine --{precision} --picture-io"
         )
+
+
+def check_batch(path: Path, metadata: ModelMetadata, options: EngineOptions) -> None:
+    """Raise MtmError for an engine to be tuned for a batch that it will not take."""
+    batch = options.opt_batch
+    if batch is not None and not metadata.smallest_batch <= batch <= metadata.batch:
+        raise MtmError(
+            f"--opt-batch {batch}: expected what {path} was exported for, {metadata.batch_text} images a run; choose such a "
+            "number, or export again with another mtm-export --batch"
+        )
+
+
+def add_profile(builder: Any, config: Any, metadata: ModelMetadata, options: EngineOptions) -> None:
+    """Where the batch is free: say what it may be, and what it is tuned for. metadata: of the model as it is built."""
+    if metadata.min_batch is None:
+        return
+    profile = builder.create_optimization_profile()
+    batches = (metadata.min_batch, options.opt_batch or metadata.batch, metadata.batch)
+    profile.set_shape(INPUT_NAME, *((batch, *metadata.input_shape[1:]) for batch in batches))
+    config.add_optimization_profile(profile)
 
 
 def with_interface(

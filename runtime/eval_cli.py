@@ -149,15 +149,16 @@ def open_labelled(
 
 
 def _set_batch(backend: Backend, batch: int | None) -> None:
-    """Run a checkpoint in batches of another size; a file made for one size keeps it."""
-    if batch is None or batch == backend.metadata.batch:
+    """Run a checkpoint in batches of another size, or what was made for a range in batches of one inside it."""
+    metadata = backend.metadata
+    if batch is None or batch == metadata.batch:
         return
-    if backend.name != "torch":
+    if backend.name != "torch" and not metadata.smallest_batch <= batch <= metadata.batch:
         raise MtmError(
-            f"{backend.model}: made for batches of {backend.metadata.batch}, found --batch {batch}; leave it away, or "
+            f"{backend.model}: made for batches of {metadata.batch_text}, found --batch {batch}; leave it away, or "
             f"export again with mtm-export --batch {batch}"
         )
-    backend.metadata = replace(backend.metadata, batch=batch)
+    backend.metadata = replace(metadata, batch=batch)
 
 
 def _check_baseline(tasks: tuple[Task, ...], definitions: Definitions, baseline: Figures | None) -> None:

@@ -284,7 +284,7 @@ def _outputs(
             batch.append(item)
             if len(batch) == size or index == len(dataset):
                 outputs = backend.infer(np.stack([one.image for one in batch]))
-                engine_ms.append(backend.engine_ms / size)
+                engine_ms.append(backend.engine_ms / backend.metadata.run_size(len(batch)))
                 for number, one in enumerate(batch):
                     yield one, {name: output[number] for name, output in outputs.items()}
                 batch = []

@@ -31,7 +31,7 @@ class OnnxModel:
 
 def load_onnx(path: Path) -> OnnxModel:
     """Read and check an exported model. Raises MtmError for a file that is missing, no ONNX, invalid, or not ours, and
-    for one whose external data is missing or whose inputs have no fixed size."""
+    for one whose external data is missing or whose inputs have no fixed size (but for the batch, where it is free)."""
     path = existing_file(path, "model")
     again = "make it again with mtm-export"
     try:
@@ -39,8 +39,9 @@ def load_onnx(path: Path) -> OnnxModel:
         if not proto.graph.node:
             raise MtmError(f"{path}: expected an ONNX model, found a file without a graph; {again}")
         onnx.checker.check_model(str(path))
-        _check_fixed_sizes(path, proto)
-        return OnnxModel(path=path, proto=proto, metadata=read_metadata(proto, str(path)), op_counts=count_ops(proto))
+        metadata = read_metadata(proto, str(path))
+        _check_sizes(path, proto, metadata)
+        return OnnxModel(path=path, proto=proto, metadata=metadata, op_counts=count_ops(proto))
     except DecodeError as error:
         raise MtmError(f"{path}: expected an ONNX model, found a file that is none or is cut short; {again}") from error
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
@@ -48,13 +49,16 @@ def load_onnx(path: Path) -> OnnxModel:
         raise MtmError(f"{path}: not a valid ONNX model ({reason}); {again}") from error
 
 
-def _check_fixed_sizes(path: Path, proto: onnx.ModelProto) -> None:
+def _check_sizes(path: Path, proto: onnx.ModelProto, metadata: ModelMetadata) -> None:
+    wanted = [] if metadata.min_batch is None else [0]
     for value in proto.graph.input:
-        names = [dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim if not dim.HasField("dim_value")]
-        if names:
+        dims = list(value.type.tensor_type.shape.dim)
+        if [index for index, dim in enumerate(dims) if not dim.HasField("dim_value")] != wanted:
+            names = [dim.dim_param or "?" for dim in dims if not dim.HasField("dim_value")] or ["none free"]
+            but = f" but for a batch of {metadata.batch_text}" if wanted else ""
             raise MtmError(
-                f"{path}: expected inputs of fixed size, found {value.name} with {', '.join(names)}; export the model "
-                "again with mtm-export, which fixes them"
+                f"{path}: expected inputs of fixed size{but}, found {value.name} with {', '.join(names)}; export "
+                "the model again with mtm-export, which fixes them"
             )
 
 

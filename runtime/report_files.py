@@ -33,7 +33,7 @@ def facts(onnx: OnnxModel, cost: Sequence[Any]) -> list[tuple[str, str]]:
     metadata = onnx.metadata
     height, width = metadata.input_size
     rows = [
-        ("model", f"{metadata.config.variant} for {metadata.config.dataset}, batch {metadata.batch}"),
+        ("model", f"{metadata.config.variant} for {metadata.config.dataset}, batch {metadata.batch_text}"),
         ("tasks", ", ".join(task.title for task in metadata.tasks)),
         ("input", f"{height} x {width} pixels (height x width)"),
     ]

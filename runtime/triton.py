@@ -115,7 +115,9 @@ class _Writer:
         shutil.copy2(path, folder / file_name)
 
     def ends_and_ensemble(self) -> tuple[str, ...]:
-        picture = Tensor(name=PICTURE, dtype="TYPE_UINT8", shape=(self._metadata.batch, -1, -1, 3))
+        picture = Tensor(
+            name=PICTURE, dtype="TYPE_UINT8", shape=_dims(self._metadata, (self._metadata.batch, -1, -1, 3))
+        )
         outputs = [prediction(task, self._metadata) for task in self._metadata.tasks]
         resize = self._make("resize", "onnxruntime", [picture], [self._image()])
         onnx.save(resize_graph(self._metadata), str(resize / "model.onnx"))
@@ -139,12 +141,13 @@ class _Writer:
 
     def _image(self) -> Tensor:
         dtype = "TYPE_UINT8" if self._metadata.io == "picture" else "TYPE_FP32"
-        return Tensor(name=INPUT_NAME, dtype=dtype, shape=self._metadata.input_shape)
+        return Tensor(name=INPUT_NAME, dtype=dtype, shape=_dims(self._metadata, self._metadata.input_shape))
 
     def _raw(self, task: Task, name: str | None = None) -> Tensor:
         if self._metadata.io == "picture":
             return prediction(task, self._metadata)
-        return Tensor(name=name or task.name, dtype="TYPE_FP32", shape=self._metadata.output_shape(task))
+        shape = _dims(self._metadata, self._metadata.output_shape(task))
+        return Tensor(name=name or task.name, dtype="TYPE_FP32", shape=shape)
 
     def _make(self, part: str, backend: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> Path:
         """A model's folder and configuration; the folder its file goes to."""
@@ -171,8 +174,13 @@ class _Writer:
 
 def prediction(task: Task, metadata: ModelMetadata) -> Tensor:
     """What comes out for a task: `export.picture_io`'s table."""
-    shape = (metadata.batch, *metadata.output_size, *((3,) if task.kind == "normals" else ()))
+    shape = _dims(metadata, (metadata.batch, *metadata.output_size, *((3,) if task.kind == "normals" else ())))
     return Tensor(name=task.name, dtype="TYPE_FP16" if task.kind == "depth" else "TYPE_UINT8", shape=shape)
+
+
+def _dims(metadata: ModelMetadata, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape with its batch as the server is told it: any, where it is free."""
+    return shape if metadata.min_batch is None else (-1, *shape[1:])
 
 
 def _tensors(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> list[str]:

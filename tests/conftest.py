@@ -33,6 +33,16 @@ def golden_folder() -> Path:
 @pytest.fixture(scope="session")
 def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """small.onnx: a whole MTMamba with random weights, as small as one can be; two tasks, 32x32 pixels."""
+    return _export_small(tmp_path_factory.mktemp("small") / "small.onnx", 1)
+
+
+@pytest.fixture(scope="session")
+def free_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """free.onnx: the same model for 1 to 4 images a run."""
+    return _export_small(tmp_path_factory.mktemp("free") / "free.onnx", (1, 4))
+
+
+def _export_small(path: Path, batch: int | tuple[int, int]) -> Path:
     import onnx
     import torch
 
@@ -51,6 +61,5 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         expand=1,
         d_state=4,
     )
-    path = tmp_path_factory.mktemp("small") / "small.onnx"
-    onnx.save(export_model(MTMamba(config)), str(path))
+    onnx.save(export_model(MTMamba(config), batch=batch), str(path))
     return path

@@ -1,4 +1,4 @@
-"""What every backend is. Shapes: B the model's batch, H W the model's input size, Ho Wo its output size."""
+"""What every backend is. Shapes: B the model's batch (or the most), H W the model's input size, Ho Wo its output size."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -41,11 +41,11 @@ class Backend(ABC):
         """What the model says of 1 to `metadata.batch` images.
 
         images: [n, 3, H, W] float32, RGB, normalised. Returns {task name: [n, channels, Ho, Wo] float32}, tasks in the
-        model's order. (With `metadata.io` `picture`: the forms of `mtmamba.export.picture_io`.) A short batch is padded
-        with zeros for the model and cut again. Raises ValueError for another shape or type (a caller's bug, no user's),
-        MtmError where the device fails.
+        model's order. (With `metadata.io` `picture`: the forms of `mtmamba.export.picture_io`.) A batch shorter than the
+        model can run is padded with zeros for it and cut again. Raises ValueError for another shape or type (a caller's
+        bug, no user's), MtmError where the device fails.
         """
-        batch, count = self._full_batch(images)
+        batch, count = self._whole_batch(images)
         return self._cut(self._execute(batch), count)
 
     def submit(self, images: npt.ArrayLike) -> Result:
@@ -56,16 +56,17 @@ class Backend(ABC):
         outputs = self.infer(images)
         return lambda: outputs
 
-    def _full_batch(self, images: npt.ArrayLike) -> tuple[Array, int]:
-        """Checked and padded to the model's batch, and how many there were."""
+    def _whole_batch(self, images: npt.ArrayLike) -> tuple[Array, int]:
+        """Checked and padded to a batch that the model runs, and how many there were."""
         (batch, *shape), dtype = self.metadata.input_shape, np.dtype(self.metadata.input_dtype)
         given = np.asarray(images)
         if given.shape[1:] != tuple(shape) or not 1 <= given.shape[0] <= batch or given.dtype != dtype:
             dims = ", ".join(map(str, shape))
             raise ValueError(f"expected {dtype} images [1..{batch}, {dims}], found {given.dtype} {list(given.shape)}")
         count = given.shape[0]
-        if count < batch:
-            given = np.concatenate([given, np.zeros((batch - count, *shape), dtype)])
+        missing = self.metadata.run_size(count) - count
+        if missing:
+            given = np.concatenate([given, np.zeros((missing, *shape), dtype)])
         return np.ascontiguousarray(given), count
 
     def _cut(self, outputs: dict[str, Array], count: int) -> dict[str, Array]:
@@ -74,8 +75,8 @@ class Backend(ABC):
 
     @abstractmethod
     def _execute(self, images: Array) -> dict[str, Array]:
-        """Run one full batch of `metadata.input_shape`, set `engine_ms`, return {task name: `metadata.output_shape`}
-        that later calls do not overwrite."""
+        """Run one batch of `metadata.input_shape` (or as many fewer images as the model allows), set `engine_ms`, return
+        {task name: `metadata.output_shape`} that later calls do not overwrite."""
 
     def another(self) -> "Backend":
         """The same model for another thread to use at the same time. What is large is shared: close the others before

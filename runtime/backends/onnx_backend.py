@@ -77,22 +77,21 @@ def _metadata_text(session: Any, model: Path) -> str | None:
 
 
 def _check(session: Any, metadata: ModelMetadata, model: Path) -> None:
-    """The file's inputs and outputs are those its metadata promises (a dimension may be free)."""
+    """The file's inputs and outputs are those its metadata promises (a dimension may be free, and a free batch must be)."""
     inputs, outputs = session.get_inputs(), {node.name: node for node in session.get_outputs()}
-    shape, dtype = metadata.input_shape, metadata.input_dtype
+    shape, dtype = metadata.file_shape(metadata.input_shape), metadata.input_dtype
     if [node.name for node in inputs] != [INPUT_NAME] or not _fits(inputs[0], shape, dtype):
         found = ", ".join(f"{node.name} {node.type} {node.shape}" for node in inputs)
         raise MtmError(
-            f"{model}: expected one input {INPUT_NAME} {dtype} {list(shape)}, found {found}; export it again with "
-            "mtm-export"
+            f"{model}: expected one input {INPUT_NAME} {dtype} {shape}, found {found}; export it again with mtm-export"
         )
     for task in metadata.tasks:
-        shape, dtype = metadata.output_shape(task), metadata.output_dtype(task)
+        shape, dtype = metadata.file_shape(metadata.output_shape(task)), metadata.output_dtype(task)
         node = outputs.get(task.name)
         if node is None or not _fits(node, shape, dtype):
             found = f"only {', '.join(outputs)}" if node is None else f"{node.type} {node.shape}"
             raise MtmError(
-                f"{model}: expected an output {task.name} {dtype} {list(shape)}, found {found}; export it again with "
+                f"{model}: expected an output {task.name} {dtype} {shape}, found {found}; export it again with "
                 "mtm-export"
             )
 
@@ -100,7 +99,7 @@ def _check(session: Any, metadata: ModelMetadata, model: Path) -> None:
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)"}
 
 
-def _fits(node: Any, shape: tuple[int, ...], dtype: str) -> bool:
+def _fits(node: Any, shape: list[int | str], dtype: str) -> bool:
     return (
         node.type == _TYPES[dtype]
         and len(node.shape) == len(shape)

@@ -3,6 +3,8 @@
 An `infer` is: copy into pinned memory, copy to the device, run, copy back, wait; the events stand around the run alone.
 From the second run on the engine's launches are one CUDA graph, where they can be captured. `submit` takes turns between
 two contexts of the engine, so that one's copies overlap the other's run; the runs themselves wait for each other.
+Where the batch is free, buffers fit the largest, only the images there are are copied and run, and a graph is kept for as
+long as their number stays the same.
 """
 
 import ctypes
@@ -40,7 +42,8 @@ _REBUILD = "build the engine again with mtm-build-engine"
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """One input or output: its memory on the device (an address) and in pinned host memory (an array on it)."""
+    """One input or output: its memory on the device (an address) and in pinned host memory (an array on it), for the
+    largest batch."""
 
     name: str
     is_input: bool
@@ -76,6 +79,7 @@ class TensorRTBackend(Backend):
             self._runtime, self._engine = _load_engine(self._trt, self.model, wanted.carries_code)
             self._kernels = open_kernels(self._trt, self._engine, wanted.engine_sha256, gpu.name)
             self._make_context()
+            _check(self._bindings, self._range(), self.metadata, self.model)
 
     def another(self) -> "TensorRTBackend":
         other = copy(self)  # shares the engine; its context, stream and buffers are its own
@@ -93,7 +97,7 @@ class TensorRTBackend(Backend):
         self._context: Any = None
         self._graph: Any = None
         self._twin: TensorRTBackend | None = None
-        self._runs, self._busy = 0, False
+        self._batch, self._runs, self._busy = 0, 0, False
 
     @contextmanager
     def _closing_on_error(self) -> Iterator[None]:
@@ -119,14 +123,16 @@ class TensorRTBackend(Backend):
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self._bindings = {name: self._bind(self._trt, self._engine, name) for name in names}
-        _check(self._bindings, self.metadata, self.model)
+        self._resources.callback(self._drop_graph)
 
     def _bind(self, trt: TensorRT, engine: Any, name: str) -> Binding:
         """Allocate a tensor's memory."""
         cuda, cudart = self._cuda, self._cudart
         shape = tuple(engine.get_tensor_shape(name))
+        if self.metadata.min_batch is not None and shape[:1] == (-1,):
+            shape = (self.metadata.batch, *shape[1:])
         if min(shape, default=1) < 1:
-            raise MtmError(f"{self.model}: expected fixed sizes, found {name} {list(shape)}; {_REBUILD}")
+            raise MtmError(f"{self.model}: expected the sizes of its sidecar, found {name} {list(shape)}; {_REBUILD}")
         dtype = np.dtype(trt.module.nptype(engine.get_tensor_dtype(name)))
         size = math.prod(shape) * dtype.itemsize
         device = int(cuda(cudart.cudaMalloc, size))
@@ -137,11 +143,18 @@ class TensorRTBackend(Backend):
         is_input = engine.get_tensor_mode(name) == trt.module.TensorIOMode.INPUT
         return Binding(name=name, is_input=is_input, device=device, host=host)
 
+    def _range(self) -> tuple[int, int]:
+        """The fewest and the most images that the engine runs."""
+        if -1 not in tuple(self._engine.get_tensor_shape(INPUT_NAME)):
+            return (self.metadata.batch,) * 2
+        least, _, most = self._engine.get_tensor_profile_shape(INPUT_NAME, 0)
+        return tuple(least)[0], tuple(most)[0]
+
     def submit(self, images: npt.ArrayLike) -> Result:
         twin = self._other_lane()
         if twin is None:
             return super().submit(images)
-        batch, count = self._full_batch(images)
+        batch, count = self._whole_batch(images)
         lanes = (self, twin)
         lane, before = lanes[self._turn], lanes[1 - self._turn]
         lane._begin(batch, after=before._stop)
@@ -174,16 +187,16 @@ class TensorRTBackend(Backend):
             raise ValueError(f"{self.depth} batches are on their way already; ask for a result first")
         cuda, cudart = self._cuda, self._cudart
         cuda(cudart.cudaSetDevice, self._index)  # this may be another thread than the last time
+        self._use_batch(len(images))
         image = self._bindings[INPUT_NAME]
-        image.host[:] = images
-        self._copy(
-            image.device, image.host.ctypes.data, image.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        )
+        image.host[: self._batch] = images
+        self._copy(image.device, image.host.ctypes.data, images.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice)
         if after is not None:
             cuda(cudart.cudaStreamWaitEvent, self._stream, after, 0)
         self._run_on_own_buffers()
         for out in self._outputs():
-            self._copy(out.host.ctypes.data, out.device, out.host.nbytes, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+            size = out.host[: self._batch].nbytes
+            self._copy(out.host.ctypes.data, out.device, size, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         self._busy = True
 
     def _end(self) -> dict[str, Array]:
@@ -191,10 +204,28 @@ class TensorRTBackend(Backend):
         self._busy = False
         self._finish()
         types = {task.name: self.metadata.output_dtype(task) for task in self.metadata.tasks}
-        return {out.name: out.host.astype(types[out.name]) for out in self._outputs()}  # copies: buffers are used again
+        # copies: buffers are used again
+        return {out.name: out.host[: self._batch].astype(types[out.name]) for out in self._outputs()}
 
     def _outputs(self) -> list[Binding]:
         return [binding for binding in self._bindings.values() if not binding.is_input]
+
+    def _use_batch(self, images: int) -> None:
+        """Prepare the context for runs of so many images. A captured graph holds for one number alone, and TensorRT does not
+        let it outlive a change of the context's shapes."""
+        if images == self._batch:
+            return
+        self._drop_graph()
+        self._batch = self._runs = 0
+        shape = (images, *self.metadata.input_shape[1:])
+        if self.metadata.min_batch is not None and not self._context.set_input_shape(INPUT_NAME, shape):
+            raise MtmError(f"{self.model}: TensorRT refused a batch of {images}; {_REBUILD}")
+        self._batch = images
+
+    def _drop_graph(self) -> None:
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self._cuda(self._cudart.cudaGraphExecDestroy, graph)
 
     def _run_on_own_buffers(self) -> None:
         addresses = {binding.name: binding.device for binding in self._bindings.values()}
@@ -210,12 +241,9 @@ class TensorRTBackend(Backend):
     def _capture(self, addresses: dict[str, int]) -> None:
         try:
             with self._trt.messages.quoting():
-                graph = captured(self._cudart, self._cuda, self._stream, lambda: self._enqueue(addresses))
+                self._graph = captured(self._cudart, self._cuda, self._stream, lambda: self._enqueue(addresses))
         except MtmError as error:
             logger.info("%s runs without a CUDA graph: %s", self.model, error)
-            return
-        self._graph = graph
-        self._resources.callback(self._cuda, self._cudart.cudaGraphExecDestroy, graph)
 
     def infer_on_gpu(self, image: Any, out: Mapping[str, Any]) -> dict[str, Any]:
         self._cuda(self._cudart.cudaSetDevice, self._index)
@@ -223,20 +251,23 @@ class TensorRTBackend(Backend):
         unknown = [name for name in out if name not in names]
         if unknown:
             raise MtmError(f"out: expected some of {', '.join(names)}, found {', '.join(unknown)}")
-        arrays = {INPUT_NAME: self._view(INPUT_NAME, image)}
+        arrays = {INPUT_NAME: self._view(INPUT_NAME, image, self.metadata.smallest_batch)}
+        self._use_batch(arrays[INPUT_NAME].shape[0])
         arrays |= {name: self._view(name, out[name]) if name in out else self._new_array(name) for name in names}
         with self._timed():
             self._enqueue({name: array.address for name, array in arrays.items()})
         self._finish()
         return {name: out.get(name, arrays[name]) for name in names}
 
-    def _view(self, name: str, array: Any) -> DeviceArray:
-        host = self._bindings[name].host
-        return view(array, name, host.shape, host.dtype, lambda s: self._cuda(self._cudart.cudaStreamSynchronize, s))
+    def _view(self, name: str, array: Any, least: int | None = None) -> DeviceArray:
+        """The array's memory. least: of the input, which says how many images there are; outputs have as many."""
+        host, synchronise = self._bindings[name].host, self._cudart.cudaStreamSynchronize
+        shape = host.shape if least else (self._batch, *host.shape[1:])
+        return view(array, name, shape, host.dtype, lambda s: self._cuda(synchronise, s), least)
 
     def _new_array(self, name: str) -> DeviceArray:
         """Memory of its own, freed with the array."""
-        host, owner = self._bindings[name].host, _Owner()
+        host, owner = self._bindings[name].host[: self._batch], _Owner()
         address = int(self._cuda(self._cudart.cudaMalloc, host.nbytes))
         weakref.finalize(owner, self._cudart.cudaFree, address)
         return DeviceArray(address=address, shape=host.shape, dtype=host.dtype, owner=owner)
@@ -273,7 +304,7 @@ class TensorRTBackend(Backend):
             self._busy = False
             with suppress(MtmError):  # nobody has asked for that run's result
                 self._cuda(self._cudart.cudaStreamSynchronize, self._stream)
-        self._graph = self._context = None  # before the memory they point to, before the engine, before the runtime
+        self._context = None  # before the memory it points to, before the engine, before the runtime
         if self._kernels is not None and not self._is_twin:
             self._kernels.close()
         self._kernels = self._engine = self._runtime = None
@@ -315,8 +346,13 @@ def _load_engine(trt: TensorRT, model: Path, with_code: bool) -> tuple[Any, Any]
     return runtime, engine
 
 
-def _check(bindings: dict[str, Binding], metadata: ModelMetadata, model: Path) -> None:
-    """The engine's inputs and outputs are those its sidecar promises."""
+def _check(bindings: dict[str, Binding], batches: tuple[int, int], metadata: ModelMetadata, model: Path) -> None:
+    """The engine's inputs, outputs and batches (fewest, most) are those its sidecar promises."""
+    if batches != (metadata.smallest_batch, metadata.batch):
+        least, most = batches
+        raise MtmError(
+            f"{model}: expected batches of {metadata.batch_text}, as its sidecar promises, found {least}-{most}; {_REBUILD}"
+        )
     wanted = {INPUT_NAME: (True, metadata.input_shape, metadata.input_dtype)}
     wanted |= {t.name: (False, metadata.output_shape(t), metadata.output_dtype(t)) for t in metadata.tasks}
     found = {name: (b.is_input, b.host.shape, _type_of(b, metadata)) for name, b in bindings.items()}

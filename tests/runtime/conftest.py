@@ -17,10 +17,10 @@ from mtmamba.metadata import INPUT_NAME, METADATA_KEY, ModelMetadata
 SIZE = (48, 64)  # the toy model's input, height and width
 
 
-def toy_metadata(batch: int = 1, size: tuple[int, int] = SIZE) -> ModelMetadata:
+def toy_metadata(batch: int = 1, size: tuple[int, int] = SIZE, min_batch: int | None = None) -> ModelMetadata:
     """All six tasks."""
     config = replace(preset("synthetic", "nano"), input_size=size)
-    return ModelMetadata(config=config, input_size=size, batch=batch, versions={})
+    return ModelMetadata(config=config, input_size=size, batch=batch, versions={}, min_batch=min_batch)
 
 
 def toy_model(metadata: ModelMetadata) -> onnx.ModelProto:
@@ -36,9 +36,9 @@ def toy_model(metadata: ModelMetadata) -> onnx.ModelProto:
         ]
         inputs = [INPUT_NAME, f"{task.name}.w", f"{task.name}.b"]
         nodes.append(helper.make_node("Conv", inputs, [task.name], pads=[1, 1, 1, 1]))
-        shape = [metadata.batch, task.channels, *metadata.output_size]
+        shape = metadata.file_shape(metadata.output_shape(task))
         outputs.append(helper.make_tensor_value_info(task.name, TensorProto.FLOAT, shape))
-    shape = [metadata.batch, 3, *metadata.input_size]
+    shape = metadata.file_shape(metadata.input_shape)
     image = helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "toy", [image], outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
@@ -53,16 +53,16 @@ def metadata() -> ModelMetadata:
 
 @pytest.fixture
 def toy_metadata_of() -> Callable[..., ModelMetadata]:
-    """toy_metadata_of(batch=1, size=SIZE)."""
+    """toy_metadata_of(batch=1, size=SIZE, min_batch=None)."""
     return toy_metadata
 
 
 @pytest.fixture
 def make_toy() -> Callable[..., Path]:
-    """make_toy(path, batch=1, size=SIZE) writes a toy .onnx with our metadata."""
+    """make_toy(path, batch=1, size=SIZE, min_batch=None) writes a toy .onnx with our metadata."""
 
-    def make(path: Path, batch: int = 1, size: tuple[int, int] = SIZE) -> Path:
-        onnx.save(toy_model(toy_metadata(batch, size)), str(path))
+    def make(path: Path, batch: int = 1, size: tuple[int, int] = SIZE, min_batch: int | None = None) -> Path:
+        onnx.save(toy_model(toy_metadata(batch, size, min_batch)), str(path))
         return path
 
     return make

@@ -99,6 +99,21 @@ def test_the_ensemble_answers_as_mtm_run_does(
         assert difference.mean() < 0.01 and np.quantile(difference, 0.99) < 0.05, task.name
 
 
+@pytest.mark.parametrize("io", ["raw", "picture"])
+def test_any_batch_of_a_range(tmp_path: Path, make_toy: Callable[..., Path], photo: np.ndarray, io: str) -> None:
+    path = make_toy(tmp_path / "toy.onnx", 3, min_batch=1)
+    if io == "picture":
+        onnx.save(with_picture_io(onnx.load(str(path))), str(path))
+    made = write_repository(path, tmp_path / "repo", "mtmamba", on_gpu=False)
+    server = Server(tmp_path / "repo" / "models", made.models)
+    pictures = np.stack([photo, photo[::-1], photo[:, ::-1]])
+    whole = server.infer("mtmamba", {"picture": pictures})
+    one = server.infer("mtmamba", {"picture": pictures[1:2]})
+    for name, value in one.items():
+        assert len(whole[name]) == 3
+        np.testing.assert_allclose(value[0].astype(float), whole[name][1].astype(float), atol=1, err_msg=name)
+
+
 def test_configurations(tmp_path: Path, toy_onnx: Path) -> None:
     made = write_repository(toy_onnx, tmp_path / "r", "seg", on_gpu=True, instances=3)
     assert made.models == ("seg", "seg_resize", "seg_model", "seg_predictions")

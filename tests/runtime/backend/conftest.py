@@ -106,10 +106,46 @@ class FakeCuda:
         return (1.25,)
 
 
+class FakeContext:
+    """An execution context. A graph captured from it must not run once its batch has changed: TensorRT's behaviour is
+    undefined then."""
+
+    def __init__(self, engine: "FakeEngine") -> None:
+        self.engine = engine
+        self.addresses: dict[str, int] = {}
+        self.batch = 0 if engine.free else engine.metadata.batch
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        metadata = self.engine.metadata
+        assert name == INPUT_NAME and shape[1:] == metadata.input_shape[1:] and self.engine.free
+        if not metadata.smallest_batch <= shape[0] <= metadata.batch:
+            return False
+        self.batch = shape[0]
+        self.engine.shapes_set += 1
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        engine = self.engine
+        assert stream in engine.cuda.memory and self.batch, "no input shape was set"
+        addresses, batch = dict(self.addresses), self.batch
+
+        def work() -> None:
+            assert self.batch == batch, "a graph outlived a change of the context's shapes"
+            engine.run(addresses, batch)
+
+        engine.cuda.put(work)
+        return engine.starts and (engine.capturable or engine.cuda.recorded is None)
+
+
 class FakeEngine:
     """Every output pixel of channel c is the mean of that image plus c; runs when the stream is waited for."""
 
     def __init__(self, metadata: ModelMetadata, cuda: FakeCuda, dtype: str) -> None:
+        self.metadata, self.free = metadata, metadata.min_batch is not None
         self.shapes = {INPUT_NAME: metadata.input_shape}
         self.shapes |= {task.name: metadata.output_shape(task) for task in metadata.tasks}
         self.types = {task.name: dtype for task in metadata.tasks} | {INPUT_NAME: "float32"}
@@ -117,37 +153,34 @@ class FakeEngine:
             self.types = {task.name: metadata.output_dtype(task) for task in metadata.tasks} | {INPUT_NAME: "uint8"}
         self.names, self.num_io_tensors = list(self.shapes), len(self.shapes)
         self.cuda = cuda
-        self.addresses: dict[str, int] = {}
         self.starts = self.capturable = True
-        self.runs = 0
+        self.runs = self.shapes_set = 0
+        self.profile = (metadata.smallest_batch, metadata.batch)
         self.get_tensor_name = self.names.__getitem__
-        self.get_tensor_shape = self.shapes.__getitem__
         self.get_tensor_dtype = self.types.__getitem__
         self.get_tensor_mode = lambda name: name == INPUT_NAME
-        self.create_execution_context = lambda: self
+        self.create_execution_context: Callable[[], FakeContext | None] = lambda: FakeContext(self)
 
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, *self.shapes[name][1:]) if self.free else self.shapes[name]
 
-    def array(self, name: str, address: int) -> np.ndarray:
-        dtype = np.dtype(self.get_tensor_dtype(name))
-        size = int(np.prod(self.shapes[name])) * dtype.itemsize
-        return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype).reshape(self.shapes[name])
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert (name, index) == (INPUT_NAME, 0) and self.free
+        least, most = self.profile
+        return [(batch, *self.shapes[name][1:]) for batch in (least, most, most)]
 
-    def execute_async_v3(self, stream: int) -> bool:
-        assert stream in self.cuda.memory
-        addresses = dict(self.addresses)
-        self.cuda.put(lambda: self._run(addresses))
-        return self.starts and (self.capturable or self.cuda.recorded is None)
+    def array(self, name: str, address: int, batch: int) -> np.ndarray:
+        dtype, shape = np.dtype(self.get_tensor_dtype(name)), (batch, *self.shapes[name][1:])
+        size = int(np.prod(shape)) * dtype.itemsize
+        return np.frombuffer((ctypes.c_byte * size).from_address(address), dtype).reshape(shape)
 
-    def _run(self, addresses: dict[str, int]) -> None:
+    def run(self, addresses: dict[str, int], batch: int) -> None:
         self.runs += 1
-        means = self.array(INPUT_NAME, addresses[INPUT_NAME]).mean(axis=(1, 2, 3))
+        means = self.array(INPUT_NAME, addresses[INPUT_NAME], batch).mean(axis=(1, 2, 3))
         for name in self.names[1:]:
             shape = self.shapes[name]
             step = np.arange(shape[1])[None, :, None, None] if self.types[INPUT_NAME] == "float32" else 0
-            self.array(name, addresses[name])[:] = means.reshape(-1, *[1] * (len(shape) - 1)) + step
+            self.array(name, addresses[name], batch)[:] = means.reshape(-1, *[1] * (len(shape) - 1)) + step
 
 
 @dataclass
@@ -170,9 +203,10 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Rig:
-    """An engine file with its sidecar, and the fakes in place. Parameter: (batch, output dtype or "picture")."""
-    batch, dtype = getattr(request, "param", (1, "float32"))
-    metadata: ModelMetadata = request.getfixturevalue("toy_metadata_of")(batch)
+    """An engine file with its sidecar, and the fakes in place. Parameter: (batch, output dtype or "picture", and the
+    smallest batch where it is free)."""
+    batch, dtype, *least = getattr(request, "param", (1, "float32"))
+    metadata: ModelMetadata = request.getfixturevalue("toy_metadata_of")(batch, min_batch=next(iter(least), None))
     if dtype == "picture":
         metadata = replace(metadata, io="picture")
     cuda = FakeCuda()

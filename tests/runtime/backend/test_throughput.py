@@ -68,7 +68,7 @@ class TestSubmit:
         assert not rig.cuda.memory
 
     def test_no_room_for_the_second_context(self, rig: Any, filled: Filled) -> None:
-        contexts = iter([rig.engine, None])
+        contexts = iter([rig.engine.create_execution_context(), None])
         rig.engine.create_execution_context = lambda: next(contexts)
         with open_backend(rig.path) as backend:
             results = [backend.submit(filled(backend, value)) for value in (1.0, 2.0, 3.0)]
