@@ -113,7 +113,7 @@ template <typename T> struct Packed {
     using Bits = typename std::conditional<sizeof(T) == sizeof(float), uint2, uint32_t>::type;
     Bits bits;
 
-    MTMAMBA_DEVICE Packed() {}
+    MTMAMBA_DEVICE Packed() : bits() {}
     MTMAMBA_DEVICE explicit Packed(Two<T> const& two) { memcpy(&bits, &two, sizeof bits); }
     MTMAMBA_DEVICE Two<T> values() const {
         Two<T> two;
