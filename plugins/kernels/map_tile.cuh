@@ -14,8 +14,10 @@
 
 namespace mtmamba {
 
-constexpr int kMapThreads = 128;
-constexpr int kMapPitch = 64; // tokens: a multiple of every tile
+constexpr int kMapTile = 32;  // tokens whose features are in shared memory
+constexpr int kMapRun = 16;   // tokens of it that a pair of warps takes at once
+constexpr int kMapAhead = 2;  // tiles whose copies are under way
+constexpr int kMapPitch = 32; // tokens: a multiple of the tile
 
 // Contiguous tensors. T: float, __half or __nv_bfloat16. dtWeight, dtBias, A and D are float32 for every T.
 template <typename T> struct SelectiveScan2DParams {
@@ -40,98 +42,78 @@ template <typename T> struct SelectiveScan2DParams {
 
 constexpr int kStagedRank = 64; // the step's weights are in shared memory up to this rank
 
-template <int kLanes> struct MapShape {
-    static constexpr int kChannels = kMapThreads / kLanes;
-    static constexpr int kStates = kFold / kLanes;
-    static constexpr int kTile = kLanes == 16 ? 64 : 32;
-    // In floats; so that the lanes of a warp meet different banks.
-    static constexpr int kStepPitch = 2 * kTile + 4;                             // of a channel's (d, d u)
-    static constexpr int kSharePitch = kTile + (kLanes == 16 ? 4 : 32 / kLanes); // of a lane's share of y
-    static constexpr int kSharesPitch = kLanes * kSharePitch + 4;                // of a channel's shares
+// A pair of warps has 8 kPer channels; in row c / kPer of what follows is channel c. Pitches in elements, so that the
+// lanes of a warp meet different banks.
+template <typename T, int kPer> struct MapShape {
+    static constexpr int kPairs = kPer == 2 ? 4 : 2; // of a block
+    static constexpr int kThreads = 64 * kPairs;
+    static constexpr int kChannels = 8 * kPer;
+    static constexpr int kOwn = 4 * kPer; // channels of one token that a lane moves
+    static constexpr int kInputPitch = kChannels + (kOwn * sizeof(T) < 16 ? 8 : 16) / static_cast<int>(sizeof(T));
+    // Of a row: d, in whose place y comes, then d u in two parts of 11 bits, each [kMapRun][kPer]. In the second part
+    // the halves of a run change places if kPer = 2.
+    static constexpr int kHigh = kMapRun * kPer, kLost = 2 * kHigh, kSwap = kPer == 2 ? 16 : 0;
+    static constexpr int kStepPitch = kLost + kHigh + 4 * kPer;
 };
 
 template <typename T> struct MapLaunch {
     SelectiveScan2DParams<T> p;
-    T const* tokens;  // x, [B, G, L, D]
-    Two<T> const* BC; // see OrderParams
+    T const* tokens; // x, [B, G, L, channelPitch]
+    float const* BC; // see OrderParams
     float const* low;
-    float* sums[kMaxParts]; // of each part
+    float* sums[kMaxParts]; // of each part, [B, G, L, channelPitch]
     int64_t pitch;
+    int64_t channelPitch; // D up to a multiple of kChannelPitch
     int64_t channelBlocks;
-    int lowColumns;
+    int lowColumns; // see lowIndex
     int parts;
-    bool pairs; // channels may be read and written by twos
+    bool direct; // y is written by the scan
+
+    MTMAMBA_HOST_DEVICE bool staged() const { return lowColumns <= kStagedRank; }
 };
 
-// Behind it, up to kStagedRank: the step's weights, in two parts, [2][kChannels][lowColumns], and two tiles of the low
-// rank [2][kTile][lowColumns].
-template <typename T, int kLanes> struct alignas(16) MapMemory {
-    using S = MapShape<kLanes>;
-    Two<T> BC[2][S::kTile * kFold];
-    float steps[S::kChannels * S::kStepPitch];
-    float shares[S::kChannels * S::kSharesPitch];
-    int pixels[2][S::kTile]; // of the tile's tokens; 0 past the end
+// What a pair of warps has for itself.
+template <typename T, int kPer> struct alignas(16) PairMemory {
+    using S = MapShape<T, kPer>;
+    T x[kMapAhead + 2][kMapTile * S::kInputPitch]; // [token][channel] of a tile
+    float steps[2][8 * S::kStepPitch];             // of a run
+    float skip[S::kChannels], bias[S::kChannels];
+};
+
+// A block's. Behind it, up to kStagedRank: the step's weights in two parts, [channels][2 lowColumns], and tiles of the
+// low rank.
+template <typename T, int kPer> struct alignas(16) MapMemory {
+    static constexpr int kPairs = MapShape<T, kPer>::kPairs, kChannels = kPairs * MapShape<T, kPer>::kChannels;
+    float zeros[(kMapRun + 2) * kFold];
+    float B[kMapAhead + 1][kMapTile * kFold], C[kMapAhead + 1][kMapTile * kFold]; // [token][state], see featureOf
+    PairMemory<T, kPer> pairs[kPairs];
 
     MTMAMBA_DEVICE float* weights() { return reinterpret_cast<float*>(this + 1); }
-    MTMAMBA_DEVICE float* low(int buffer, int lowColumns) {
-        return weights() + (2 * S::kChannels + buffer * S::kTile) * lowColumns;
+    MTMAMBA_DEVICE float* low(int buffer, MapLaunch<T> const& launch) {
+        return weights() + (2 * kChannels + buffer * kMapTile) * launch.lowColumns;
     }
-    static size_t bytes(int lowColumns) {
-        int const staged = lowColumns > kStagedRank + 4 ? 0 : 2 * (S::kChannels + S::kTile) * lowColumns;
-        return sizeof(MapMemory) + static_cast<size_t>(staged) * sizeof(float);
+    static size_t bytes(MapLaunch<T> const& launch) {
+        int const staged = (2 * kChannels + (kMapAhead + 1) * kMapTile) * launch.lowColumns;
+        return sizeof(MapMemory) + (launch.staged() ? static_cast<size_t>(staged) * sizeof(float) : 0);
     }
 };
 
-// A block's place: `channels` channels from `channel` on, of image b * G + g, in one direction.
+// A pair's place: `channels` channels (0: none) from `channel` on, of image b * G + g, in one direction. moves: whether
+// the lane has channels to move.
 struct MapPlace {
-    int64_t image, group, channel;
-    int channels, direction;
+    int image, group, channel;
+    int channels, direction, pair;
+    bool moves;
 
     MTMAMBA_DEVICE int within(int lane) const { return lane < channels ? lane : channels - 1; }
     template <typename T> MTMAMBA_DEVICE int64_t row(SelectiveScan2DParams<T> const& p) const { // of the parameters
-        return (group * kDirections + direction) * p.channels + channel;
+        return (static_cast<int64_t>(group) * kDirections + direction) * p.channels + channel;
     }
 };
 
-// What a thread makes steps and outputs of: kCount fragments of two consecutive tokens of two consecutive channels, as
-// the product of 16 tokens and 8 channels on the tensor cores gives them (its rows g and g + 8: tokens 2g and 2g + 1).
-template <int kLanes> struct Fragments {
-    using S = MapShape<kLanes>;
-    static constexpr int kDown = S::kTile / 16;
-    static constexpr int kCount = kDown * S::kChannels / 8 / (kMapThreads / 32);
-
-    static MTMAMBA_DEVICE int index(int f) { return static_cast<int>(threadIdx.x) / 32 * kCount + f; }
-    static MTMAMBA_DEVICE int quad() { return static_cast<int>(threadIdx.x) % 32 / 4; }
-    static MTMAMBA_DEVICE int inQuad() { return static_cast<int>(threadIdx.x) % 4; }
-    static MTMAMBA_DEVICE int token(int f) { return index(f) % kDown * 16 + 2 * quad(); }
-    static MTMAMBA_DEVICE int channel(int f) { return index(f) / kDown * 8 + 2 * inQuad(); }
-};
-
-// The bits of a Two. A value of less than 32 bits that waits in a register is taken apart when it is used: not when it
-// is loaded, which would wait for the memory.
-template <typename T> struct Packed {
-    using Bits = typename std::conditional<sizeof(T) == sizeof(float), uint2, uint32_t>::type;
-    Bits bits;
-
-    MTMAMBA_DEVICE Packed() : bits() {}
-    MTMAMBA_DEVICE explicit Packed(Two<T> const& two) { memcpy(&bits, &two, sizeof bits); }
-    MTMAMBA_DEVICE Two<T> values() const {
-        Two<T> two;
-        memcpy(static_cast<void*>(&two), &bits, sizeof two);
-        return two;
-    }
-};
-
-// The values of a fragment: [token][channel].
-struct Four {
-    float value[2][2];
-};
-
-template <typename T, int kLanes> struct MapOwn {
-    static constexpr int kCount = Fragments<kLanes>::kCount;
-    Packed<T> next[kCount][2]; // x of the next tile: of both channels, of a token
-    Four base[kCount];         // D u
-};
+// A lane's place in the fragments of the tensor cores: 4 quad + inQuad.
+MTMAMBA_DEVICE int mapQuad() { return static_cast<int>(threadIdx.x) % 32 / 4; }
+MTMAMBA_DEVICE int mapInQuad() { return static_cast<int>(threadIdx.x) % 4; }
 
 // The value at a pixel, `base` being pixel 0's of the same channel. pixelBytes: from one pixel to the next. A single
 // multiplication of 32 by 32 bits, added to the address.
@@ -141,116 +123,104 @@ template <typename T> MTMAMBA_DEVICE T* atPixel(T* base, int pixel, uint32_t pix
                                 static_cast<uint64_t>(static_cast<uint32_t>(pixel)) * pixelBytes);
 }
 
-// One image's block of channels in a tensor [.., L, D], read and written by twos of channels.
-template <typename T> struct Plane {
-    T* at; // the block's first channel, pixel 0
+// The kOwn channels that a lane moves of one image's tensor [.., L, channelPitch]: lanes 2t and 2t + 1 have token t of
+// a run.
+template <typename T, int kOwn> struct Plane {
+    T* at; // the lane's first channel, pixel 0
     uint32_t pixelBytes;
-    int channels;
-    bool pairs;
 
     template <typename P>
     MTMAMBA_DEVICE Plane(T* tensor, P const& launch, MapPlace const& place)
-        : at(tensor + place.image * launch.p.height * launch.p.width * launch.p.channels + place.channel),
-          pixelBytes(static_cast<uint32_t>(launch.p.channels * static_cast<int64_t>(sizeof(T)))),
-          channels(place.channels), pairs(launch.pairs) {}
+        : at(tensor + place.image * launch.p.height * launch.p.width * launch.channelPitch + place.channel + first()),
+          pixelBytes(static_cast<uint32_t>(launch.channelPitch * static_cast<int64_t>(sizeof(T)))) {}
 
-    // Channels past the last are the last.
-    MTMAMBA_DEVICE Packed<typename std::remove_const<T>::type> load(int pixel, int channel) const {
-        using Value = Packed<typename std::remove_const<T>::type>;
-        T* const from = atPixel(at, pixel, pixelBytes);
-        if (pairs) {
-            Value two;
-            two.bits =
-                *reinterpret_cast<typename Value::Bits const*>(from + (channel < channels ? channel : channels - 2));
-            return two;
-        }
-        int const last = channels - 1;
-        return Value({from[channel < last ? channel : last], from[channel + 1 < last ? channel + 1 : last]});
+    static MTMAMBA_DEVICE int first() { return static_cast<int>(threadIdx.x) % 2 * kOwn; }
+
+    MTMAMBA_DEVICE void load(int pixel, float* values) const {
+        loadTogether<kOwn>(atPixel(at, pixel, pixelBytes), values);
     }
-    MTMAMBA_DEVICE void save(int pixel, int channel, float first, float second) const {
-        T* const to = atPixel(at, pixel, pixelBytes) + channel;
-        if (pairs && channel < channels) {
-            Two<T> two;
-            store(&two.first, first);
-            store(&two.second, second);
-            *reinterpret_cast<Two<T>*>(to) = two;
-        } else if (channel < channels) {
-            store(to, first);
-            if (channel + 1 < channels) {
-                store(to + 1, second);
-            }
+    MTMAMBA_DEVICE void save(int pixel, float const* values) const {
+        saveTogether<kOwn>(atPixel(at, pixel, pixelBytes), values);
+    }
+    // To shared memory, asynchronously.
+    MTMAMBA_DEVICE void copy(int pixel, typename std::remove_const<T>::type* target) const {
+        T* const from = atPixel(at, pixel, pixelBytes);
+        constexpr int kPiece = kOwn * sizeof(T) < 16 ? kOwn : 16 / static_cast<int>(sizeof(T));
+        MTMAMBA_UNROLL
+        for (int i = 0; i < kOwn; i += kPiece) {
+            __pipeline_memcpy_async(target + i, from + i, kPiece * sizeof(T));
         }
     }
 };
 
-// Where the thread's token of each tile lies. (h, w) of the direction's own order, row by row or column by column: the
-// reversed orders visit the opposite pixel.
+// The pixel of one token of each run, run by run. The reversed orders visit the opposite pixel.
 struct PixelWalk {
-    int inner, outer, across; // along the order, across it; the order's length along
+    int at;            // the pixel
+    int inner, across; // the place in a row or column, and its length
+    int ahead, wrap;   // from a run to the next; and at the end of a row or column
 
-    // The thread's first token; `height` and `width` of the map.
+    // Token `token` first; `height` and `width` of the map.
     MTMAMBA_DEVICE PixelWalk(int token, int direction, int height, int width)
-        : inner(0), outer(0), across(direction % 2 ? height : width) {
-        step(token);
+        : at(direction >= 2 ? height * width - 1 : 0), inner(0), across(direction % 2 ? height : width) {
+        int const sign = direction >= 2 ? -1 : 1, along = sign * (direction % 2 ? width : 1);
+        ahead = kMapRun * along;
+        wrap = sign * (direction % 2 ? 1 : width) - across * along;
+        advance(token, token * along);
     }
-    MTMAMBA_DEVICE void step(int tokens) {
+    MTMAMBA_DEVICE void step() { advance(kMapRun, ahead); }
+
+  private:
+    MTMAMBA_DEVICE void advance(int tokens, int pixels) {
         inner += tokens;
+        at += pixels;
         while (inner >= across) {
             inner -= across;
-            ++outer;
+            at += wrap;
         }
-    }
-    MTMAMBA_DEVICE int pixel(int direction, int height, int width) const {
-        int const forward = direction % 2 ? inner * width + outer : outer * width + inner;
-        return direction >= 2 ? height * width - 1 - forward : forward;
     }
 };
 
-// Copies between two addresses that are multiples of 16 bytes; so is the size.
-MTMAMBA_DEVICE void copyAsync(float* target, float const* source, int floats) {
+// All threads of a block, from wherever in the program.
+template <int kThreads> MTMAMBA_DEVICE void meetBlock() {
+#ifdef __CUDA_ARCH__
+    asm volatile("barrier.sync 1, %0;" ::"n"(kThreads) : "memory");
+#elif !defined(__CUDACC__)
+    __syncthreads();
+#endif
+}
+
+// The copies of the features of tile after tile, by the second warps.
+template <typename T, int kPer> class Features {
+  public:
+    // BC, low: of the scan.
+    MTMAMBA_DEVICE Features(float const* BC, float const* low) : mBC(BC + 4 * thread()), mLow(low + 4 * thread()) {}
+
+    // Starts those of the next tile.
+    MTMAMBA_DEVICE void next(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory, int buffer) {
+        int const token = 4 * thread() / kRow, column = 4 * thread() % kRow;
+        float* const target = (column < kFold ? memory.B[buffer] : memory.C[buffer]) + token * kFold + column % kFold;
+        MTMAMBA_UNROLL
+        for (int i = 0; i < kMapTile * kRow; i += kStep) {
+            __pipeline_memcpy_async(target + i / 2, mBC + i, 16);
+        }
+        mBC += kMapTile * kRow;
+        if (!launch.staged()) {
+            return;
+        }
+        int const floats = kMapTile * launch.lowColumns;
+        float* const low = memory.low(buffer, launch) + 4 * thread();
 #pragma unroll 1
-    for (int i = 4 * static_cast<int>(threadIdx.x); i < floats; i += 4 * kMapThreads) {
-        __pipeline_memcpy_async(target + i, source + i, 16);
+        for (int i = 0; i < floats - 4 * thread(); i += kStep) {
+            __pipeline_memcpy_async(low + i, mLow + i, 16);
+        }
+        mLow += floats;
     }
-}
 
-// Starts the copies of a tile's features, and says where its tokens lie.
-template <typename T, int kLanes>
-MTMAMBA_DEVICE void startTile(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kLanes>& memory,
-                              Two<T> const* BC, float const* low, int first, int buffer, PixelWalk& walk) {
-    using S = MapShape<kLanes>;
-    int const thread = static_cast<int>(threadIdx.x), length = static_cast<int>(launch.p.height * launch.p.width);
-    constexpr int kEach = 16 / static_cast<int>(sizeof(Two<T>)), kStep = kEach * kMapThreads; // in Twos
-    static_assert(S::kTile * kFold % kStep == 0, "every thread copies as much");
-    Two<T>* const target = memory.BC[buffer] + kEach * thread;
-    Two<T> const* const source = BC + static_cast<int64_t>(first) * kFold + kEach * thread;
-    MTMAMBA_UNROLL
-    for (int i = 0; i < S::kTile * kFold; i += kStep) {
-        __pipeline_memcpy_async(target + i, source + i, 16);
-    }
-    if (launch.lowColumns <= kStagedRank + 4) {
-        copyAsync(memory.low(buffer, launch.lowColumns), low + static_cast<int64_t>(first) * launch.lowColumns,
-                  S::kTile * launch.lowColumns);
-    }
-    __pipeline_commit();
-    if (thread < S::kTile) {
-        int const height = static_cast<int>(launch.p.height), width = static_cast<int>(launch.p.width);
-        memory.pixels[buffer][thread] = first + thread < length ? walk.pixel(place.direction, height, width) : 0;
-        walk.step(S::kTile);
-    }
-}
-
-// x of the thread's fragments, to own.next.
-template <typename T, int kLanes>
-MTMAMBA_DEVICE void loadInputs(Plane<T const> const& x, int const* pixels, MapOwn<T, kLanes>& own) {
-    using F = Fragments<kLanes>;
-    MTMAMBA_UNROLL
-    for (int f = 0; f < F::kCount; ++f) {
-        int2 const two = *reinterpret_cast<int2 const*>(pixels + F::token(f));
-        own.next[f][0] = x.load(two.x, F::channel(f));
-        own.next[f][1] = x.load(two.y, F::channel(f));
-    }
-}
+  private:
+    static constexpr int kRow = 2 * kFold, kThreads = MapShape<T, kPer>::kThreads / 2, kStep = 4 * kThreads; // floats
+    static MTMAMBA_DEVICE int thread() { return static_cast<int>(threadIdx.x) % kThreads; }
+    float const *mBC, *mLow;
+};
 
 #endif // MTMAMBA_SIMT
 

@@ -19,48 +19,47 @@ namespace mtmamba {
 
 // How the work is cut. Decided by the sizes alone, so that the workspace is known without a GPU.
 struct MapPlan {
-    int lanes; // threads a channel: 4, 8 or 16
-    int parts; // blocks that share the four directions: 1, 2 or 4
+    int channels; // of a warp: 16 or 8
+    int parts;    // blocks that share the four directions: 1, 2 or 4
 };
 
-// The fewest threads and parts that still fill a large GPU, three blocks for each of 128 multiprocessors: fewer threads
-// read less of shared memory for an update, fewer parts move less memory. As measured: docs/kernels.md.
+// The fewest parts that fill a GPU of 132 multiprocessors, since each costs memory traffic; where a warp for 16
+// channels leaves some of them empty, one for 8. As measured: docs/kernels.md.
 inline MapPlan mapPlan(int64_t images, int64_t channels) {
-    constexpr int64_t kEnough = 384 * kMapThreads;
-    MapPlan const plans[] = {{4, 1}, {4, 2}, {4, 4}, {8, 4}};
-    for (MapPlan const& plan : plans) {
-        if (images * channels * plan.lanes * plan.parts >= kEnough) {
-            return plan;
+    int64_t const blocks = images * ((channels + 63) / 64); // of 16 channels a warp
+    for (int const parts : {1, 2, 4}) {
+        if (blocks * parts >= 240) {
+            return {16, parts};
         }
     }
-    return {16, 4};
+    return {blocks * 4 >= 132 ? 16 : 8, 4};
 }
 
 // Where the parts of the workspace begin, in bytes.
 template <typename T> struct MapWorkspace {
-    int64_t BC = 0;       // x, channels last, comes first: [B, G, L, D] of T; then OrderParams::BC
+    int64_t channelPitch = 0;
+    int64_t BC = 0;       // x, channels last, comes first: [B, G, L, channelPitch] of T; then OrderParams::BC
     int64_t low = 0;      // OrderParams::low
     int64_t pitch = 0;    // L up to a multiple of kMapPitch
-    int64_t sums = 0;     // float32 [sumCount][B, G, L, D]
+    int64_t sums = 0;     // float32 [sumCount][B, G, L, channelPitch]
     int64_t sumBytes = 0; // of one of them
-    int64_t sumCount = 0; // where y is float32, it is the first part's
+    int64_t sumCount = 0; // where y is float32 and without gaps, it is the first part's
     int64_t bytes = 0;
 
     MapWorkspace(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
                  int64_t states, int64_t parts) {
         int64_t const images = batch * groups, length = height * width, ofFloat = sizeof(float);
         pitch = (length + kMapPitch - 1) / kMapPitch * kMapPitch;
-        BC = aligned(images * length * channels * static_cast<int64_t>(sizeof(T)));
+        channelPitch = (channels + kChannelPitch - 1) / kChannelPitch * kChannelPitch;
+        BC = aligned(images * length * channelPitch * static_cast<int64_t>(sizeof(T)));
         int64_t const folds = (states + kFold - 1) / kFold, scans = images * kDirections;
-        low = BC + aligned(scans * folds * pitch * kFold * static_cast<int64_t>(sizeof(Two<T>)));
+        low = BC + aligned(scans * folds * pitch * 2 * kFold * ofFloat);
         sums = low + aligned(scans * pitch * lowColumns(rank) * ofFloat);
-        sumBytes = aligned(images * length * channels * ofFloat);
-        sumCount = parts - (sizeof(T) == sizeof(float) ? 1 : 0);
+        sumBytes = aligned(images * length * channelPitch * ofFloat);
+        sumCount = parts - (sizeof(T) == sizeof(float) && channels == channelPitch ? 1 : 0);
         bytes = sums + sumCount * sumBytes;
     }
     static int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-    // Eight at a time go to the tensor cores; four more spread the tokens over the banks of shared memory.
-    static int64_t lowColumns(int64_t rank) { return (rank + 7) / 8 * 8 + 4; }
 };
 
 // Bytes of params.workspace that do for tensors of these sizes, and of smaller ones, whose plan may have more parts.
@@ -81,10 +80,11 @@ int64_t workspaceBytes(int64_t batch, int64_t groups, int64_t channels, int64_t 
 #ifdef MTMAMBA_SIMT
 
 // x and x_dbl into the workspace.
-template <typename T> cudaError_t orderInputs(MapLaunch<T> const& launch, Two<T>* BC, float* low, cudaStream_t stream) {
+template <typename T> cudaError_t orderInputs(MapLaunch<T> const& launch, float* BC, float* low, cudaStream_t stream) {
     SelectiveScan2DParams<T> const& p = launch.p;
     int64_t const images = p.batch * p.groups;
-    TurnParams<T> const turn{p.x, static_cast<T*>(p.workspace), images, p.channels, p.height * p.width};
+    TurnParams<T> const turn{p.x,        static_cast<T*>(p.workspace), images,
+                             p.channels, p.height * p.width,           launch.channelPitch};
     cudaError_t const error = launchTurn(turn, stream);
     if (error != cudaSuccess) {
         return error;
@@ -98,15 +98,9 @@ template <typename T> cudaError_t orderInputs(MapLaunch<T> const& launch, Two<T>
     order.width = p.width;
     order.pitch = launch.pitch;
     order.rank = p.rank;
-    order.lowColumns = launch.lowColumns;
+    order.columns = launch.lowColumns;
     order.states = p.states;
     return launchOrder(order, stream);
-}
-
-template <typename T> cudaError_t launchMapScan(MapLaunch<T> const& launch, int lanes, cudaStream_t stream) {
-    return lanes == 4   ? launchMapScan<T, 4>(launch, stream)
-           : lanes == 8 ? launchMapScan<T, 8>(launch, stream)
-                        : launchMapScan<T, 16>(launch, stream);
 }
 
 // Launches on `stream`; neither allocates nor synchronises. The caller has checked that dimensions agree. The workspace
@@ -115,13 +109,14 @@ template <typename T>
 cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan const& plan, cudaStream_t stream) {
     int64_t const images = p.batch * p.groups, length = p.height * p.width;
     bool const sizes = p.states >= 1 && p.states <= kMaxStates && p.rank >= 0 && images >= 1 && p.channels >= 1 &&
-                       length >= 1 && p.channels <= INT32_MAX / 4 && length <= INT32_MAX && p.rank <= INT32_MAX / 2;
+                       length >= 1 && p.channels <= INT32_MAX / 4 && length <= INT32_MAX && p.rank <= INT32_MAX / 2 &&
+                       length * (p.rank + 2 * p.states + 16) <= INT32_MAX;
     if (!sizes || !p.workspace || reinterpret_cast<uintptr_t>(p.workspace) % 16 != 0) {
         return cudaErrorInvalidValue;
     }
     MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, plan.parts);
     char* const workspace = static_cast<char*>(p.workspace);
-    auto* const BC = reinterpret_cast<Two<T>*>(workspace + layout.BC);
+    auto* const BC = reinterpret_cast<float*>(workspace + layout.BC);
     auto* const low = reinterpret_cast<float*>(workspace + layout.low);
     MapLaunch<T> launch{};
     launch.p = p;
@@ -129,8 +124,10 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     launch.BC = BC;
     launch.low = low;
     launch.pitch = layout.pitch;
-    launch.lowColumns = static_cast<int>(MapWorkspace<T>::lowColumns(p.rank));
+    launch.channelPitch = layout.channelPitch;
+    launch.lowColumns = static_cast<int>(lowColumns(p.rank));
     launch.parts = plan.parts;
+    launch.direct = plan.parts == 1 && p.channels == layout.channelPitch && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
     SumParams<T> sum{};
     int const inOutput = plan.parts - static_cast<int>(layout.sumCount);
     for (int i = 0; i < plan.parts; ++i) {
@@ -140,13 +137,16 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     }
     cudaError_t error = orderInputs(launch, BC, low, stream);
     if (error == cudaSuccess) {
-        error = launchMapScan(launch, plan.lanes, stream);
+        bool const wide = plan.channels == 16 && MapMemory<T, 2>::bytes(launch) <= maxSharedBytes();
+        error = wide ? launchMapScan<T, 2>(launch, stream) : launchMapScan<T, 1>(launch, stream);
     }
-    if (error != cudaSuccess || plan.parts == 1) {
+    if (error != cudaSuccess || launch.direct) {
         return error;
     }
     sum.to = p.y;
-    sum.count = images * length * p.channels;
+    sum.rows = images * length;
+    sum.columns = p.channels;
+    sum.pitch = layout.channelPitch;
     sum.partCount = plan.parts;
     return launchSum(sum, stream);
 }

@@ -19,8 +19,10 @@
 
 #ifdef __CUDACC__
 #define MTMAMBA_DEVICE __device__ __forceinline__
+#define MTMAMBA_APART inline __device__ __noinline__ // rarely called: not to weigh on the rest's registers
 #else
 #define MTMAMBA_DEVICE inline
+#define MTMAMBA_APART inline
 #endif
 
 namespace mtmamba {
@@ -42,6 +44,19 @@ MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
     target[1] = v.y;
     target[2] = v.z;
     target[3] = v.w;
+}
+
+// What a block of the current device may have of shared memory.
+inline size_t maxSharedBytes() {
+#ifdef __CUDACC__
+    int device = 0, bytes = 48 << 10;
+    if (cudaGetDevice(&device) == cudaSuccess) {
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    }
+    return static_cast<size_t>(bytes);
+#else
+    return emulator::maxSharedBytes();
+#endif
 }
 
 // kernel<<<grid, threads, sharedBytes, stream>>>(params). Neither allocates nor synchronises.
@@ -79,19 +94,6 @@ MTMAMBA_DEVICE float exp2Approx(float x) {
 #endif
 }
 
-// log2(x): off by 2^-22 absolutely for x in [0.5, 2], elsewhere by 2^-22.6 of itself at most.
-MTMAMBA_DEVICE float log2Approx(float x) {
-#ifdef __CUDA_ARCH__
-    float y;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#elif defined(__CUDACC__)
-    return log2f(x);
-#else
-    return emulator::approximateLog2(x);
-#endif
-}
-
 // 1 / x, within a unit in the last place.
 MTMAMBA_DEVICE float reciprocalApprox(float x) {
 #ifdef __CUDA_ARCH__
@@ -105,16 +107,31 @@ MTMAMBA_DEVICE float reciprocalApprox(float x) {
 #endif
 }
 
-// What is left of x beyond the 11 significant bits that multiplyTf32 takes of it; 0 of what is not finite but NaN.
-MTMAMBA_DEVICE float lostByTf32(float x) {
+// The first 11 significant bits of x: what multiplyTf32 takes of it.
+MTMAMBA_DEVICE float cutToTf32(float x) {
 #ifdef __CUDA_ARCH__
-    float const kept = __uint_as_float(__float_as_uint(x) & 0xffffe000U);
+    return __uint_as_float(__float_as_uint(x) & 0xffffe000U);
 #elif defined(__CUDACC__)
-    float const kept = x;
+    return x;
 #else
-    float const kept = emulator::tf32(x);
+    return emulator::tf32(x);
 #endif
+}
+// What is left of x beyond them; 0 of what is not finite but NaN.
+MTMAMBA_DEVICE float lostByTf32(float x) {
+    float const kept = cutToTf32(x);
     return kept == x ? 0.F : x - kept;
+}
+
+// x to the nearest number of 11 significant bits. A NaN may come out as a zero.
+MTMAMBA_DEVICE float roundedToTf32(float x) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float((__float_as_uint(x) + 0x1000U) & 0xffffe000U);
+#elif defined(__CUDACC__)
+    return x;
+#else
+    return emulator::tf32(x, 0x1000U);
+#endif
 }
 
 // c += a b on the tensor cores, by a whole warp: a [16, 8], b [8, 8], c [16, 8], the products of their numbers' first
@@ -129,6 +146,30 @@ MTMAMBA_DEVICE void multiplyTf32(float const (&a)[4], float const (&b)[2], float
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 #elif !defined(__CUDACC__)
     emulator::multiplyTf32(a, b, c);
+#endif
+}
+
+// The same, c = a b.
+MTMAMBA_DEVICE void productTf32(float const (&a)[4], float const (&b)[2], float* c) {
+#ifdef __CUDA_ARCH__
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, "
+        "%10, %10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])), "f"(0.F));
+#elif !defined(__CUDACC__)
+    emulator::productTf32(a, b, c);
+#endif
+}
+
+// The same of a [16, 4] and b [4, 8]: a's (row g, column q), (g + 8, q); b's (row q, column g).
+MTMAMBA_DEVICE void productTf32(float const (&a)[2], float b, float* c) {
+#ifdef __CUDA_ARCH__
+    asm("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(b)), "f"(0.F));
+#elif !defined(__CUDACC__)
+    emulator::productTf32(a, b, c);
 #endif
 }
 

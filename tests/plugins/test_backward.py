@@ -164,7 +164,7 @@ def test_forward(emulated: Emulated) -> None:
         *({"channels": channels, "groups": 1, "length": 35} for channels in (1, 31, 32, 33)),
         {"channels": 20, "groups": 20, "length": 33},
         {"batch": 3, "length": 33},
-        {"length": 400, "channels": 1, "groups": 1},  # more chunks than are on their way at once
+        {"length": 400, "channels": 3, "groups": 1},  # more chunks than are on their way at once
     ],
     ids=str,
 )

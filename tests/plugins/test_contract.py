@@ -127,17 +127,16 @@ def test_output_shape(ask: Ask, op: str) -> None:
 
 
 def workspace_bytes(element: int, sizes: dict[str, int]) -> int:
-    """x channels last; B and C in the order of each scan, states and tokens up to multiples of 16 and 64; the low rank
-    there too, float32, its rows up to a multiple of 8 and 4 more; and the float32 sums of four parts, the first of them
-    in y where y is float32. Each a multiple of 256 bytes."""
+    """x channels last, its channels up to a multiple of 8; then, float32 and tokens up to a multiple of 32, B and C in the
+    order of each scan, states up to a multiple of 16, and the low rank there too, up to a multiple of 8; and the float32
+    sums of four parts, of as many channels as x. Where y is float32 and without gaps, the first of them is there. Each a
+    multiple of 256 bytes."""
     images, length = sizes["B"] * sizes["G"], sizes["H"] * sizes["W"]
-    pitch, states, rows = -(-length // 64) * 64, -(-sizes["N"] // 16) * 16, -(-sizes["R"] // 8) * 8 + 4
-    parts = [
-        images * length * sizes["D"] * element,
-        images * 4 * pitch * 2 * states * element,
-        images * 4 * pitch * rows * 4,
-    ]
-    parts += [images * length * sizes["D"] * 4] * (3 if element == 4 else 4)
+    pitch, states, rows = (-(-n // m) * m for n, m in ((length, 32), (sizes["N"], 16), (sizes["R"], 8)))
+    channels = -(-sizes["D"] // 8) * 8
+    parts = [images * length * channels * element, images * 4 * pitch * 2 * states * 4, images * 4 * pitch * rows * 4]
+    in_output = element == 4 and channels == sizes["D"]
+    parts += [images * length * channels * 4] * (3 if in_output else 4)
     return sum(-(-part // 256) * 256 for part in parts)
 
 

@@ -85,13 +85,18 @@ class Recurrence {
     Recurrence(std::vector<double> A, double skip, bool deltaSoftplus)
         : mA(std::move(A)), mSkip(skip), mSoftplus(deltaSoftplus), mh(mA.size()), mH(mA.size()), mE(mA.size()) {}
 
-    // Answers y and its bound; B and C hold a value for every state.
-    std::pair<double, double> step(Token const& token, std::vector<double> const& B, std::vector<double> const& C) {
+    // y, its bound, and the sum of |C h|.
+    struct Output {
+        double y, bound, magnitude;
+    };
+
+    // B and C hold a value for every state.
+    Output step(Token const& token, std::vector<double> const& B, std::vector<double> const& C) {
         double const d = mSoftplus ? softplus(token.raw) : token.raw;
         // Evaluating softplus: a few units, relatively.
         double const dError = kEps32 * (token.rawError + 8 * std::abs(d));
         double const skip = mSkip * token.u;
-        double sum = 0, magnitude = 0, error = 0;
+        double sum = 0, magnitude = 0, error = 0, products = 0;
         for (size_t n = 0; n < mA.size(); ++n) {
             double const exponent = d * mA[n];
             double const decay = std::exp(exponent);
@@ -103,12 +108,13 @@ class Recurrence {
             mH[n] = decay * mH[n] + std::abs(added);
             mE[n] += 2 * kEps32 * mH[n];
             sum += C[n] * mh[n];
+            products += std::abs(C[n] * mh[n]);
             magnitude += std::abs(C[n]) * mH[n];
             error += std::abs(C[n]) * mE[n];
         }
         double const terms = static_cast<double>(mA.size()) + 2;
         // The last term: subnormals, which a sum may lose whole.
-        return {sum + skip, error + terms * kEps32 * (magnitude + std::abs(skip)) + 1e-37};
+        return {sum + skip, error + terms * kEps32 * (magnitude + std::abs(skip)) + 1e-37, products};
     }
 
   private:

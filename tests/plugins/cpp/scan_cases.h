@@ -63,7 +63,9 @@ template <typename T> void truthOfChannel(Inputs<T> const& in, int64_t b, int64_
         }
         double const raw = mtmamba::toFloat(in.delta[at]);
         Token const token{mtmamba::toFloat(in.u[at]), raw + bias, std::abs(raw) + std::abs(bias)};
-        std::tie(truth.y[at], truth.bound[at]) = recurrence.step(token, B, C);
+        auto const [y, bound, products] = recurrence.step(token, B, C);
+        truth.y[at] = y;
+        truth.bound[at] = bound;
     }
 }
 

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <numeric>
 
 #include "block.h"
@@ -44,11 +45,15 @@ inline unsigned& seed() {
 
 inline void* shared() { return block().shared(); }
 
-constexpr size_t kMaxSharedBytes = 227 << 10; // of sm_90; sm_80 has 163 KiB, sm_86, 89 and 120 have 99 KiB
+// Of sm_90; sm_80 has 163 KiB, sm_86, 89 and 120 have 99 KiB.
+inline size_t& maxSharedBytes() {
+    static thread_local size_t value = 227 << 10;
+    return value;
+}
 
 inline void checkLaunch(dim3 grid, unsigned threads, size_t sharedBytes) {
     bool const fits = threads >= 1 && threads <= 1024 && grid.x >= 1 && grid.x <= 0x7fffffffU && grid.y >= 1 &&
-                      grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && sharedBytes <= kMaxSharedBytes;
+                      grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 && sharedBytes <= maxSharedBytes();
     if (!fits) {
         throw Error("a launch that no GPU accepts: " + std::to_string(threads) + " threads, grid " +
                     std::to_string(grid.x) + "x" + std::to_string(grid.y) + "x" + std::to_string(grid.z) + ", " +
@@ -144,28 +149,52 @@ template <typename T> T __shfl_xor_sync(unsigned mask, T value, int bits, int wi
     return emulator::shuffle(mask, value, static_cast<unsigned>(source > (lane | (width - 1)) ? lane : source), line);
 }
 
-// ---- Tensor cores: mma.sync.m16n8k8 with tf32 operands, of which the first 11 significant bits count.
+// ---- Tensor cores: mma.sync.m16n8k8 and m16n8k4 with tf32 operands, of which the first 11 significant bits count.
 namespace emulator {
 
-inline float tf32(float x) {
+inline float tf32(float x, uint32_t added = 0) {
     uint32_t bits = 0;
     std::memcpy(&bits, &x, sizeof bits);
-    bits &= 0xffffe000U;
+    bits = (bits + added) & 0xffffe000U;
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
-inline void multiplyTf32(float const (&a)[4], float const (&b)[2], float* c) {
-    int const lane = static_cast<int>(block().lane()), row = lane / 4, column = lane % 4 * 2;
-    for (int k = 0; k < 8; ++k) {
+// The operands of a warp's lanes, kept until the next product but one: two sets, so that one meeting a product is
+// enough.
+struct Operands {
+    float a[32][4], b[32][2];
+};
+inline Operands& meet(float const* a, float const* b, int columns) {
+    static thread_local std::map<int, Operands> all; // of warp w: 2 w and 2 w + 1
+    static thread_local std::map<int, unsigned> turns;
+    int const lane = static_cast<int>(block().lane()), thread = static_cast<int>(threadIdx.x);
+    Operands& own = all[thread / 32 * 2 + static_cast<int>(turns[thread]++ % 2)];
+    for (int i = 0; i < columns; ++i) {
+        own.a[lane][2 * i] = tf32(a[2 * i]);
+        own.a[lane][2 * i + 1] = tf32(a[2 * i + 1]);
+        own.b[lane][i] = tf32(b[i]);
+    }
+    __syncwarp();
+    return own;
+}
+inline void addProducts(float const* a, float const* b, int columns, float* c) {
+    Operands const& all = meet(a, b, columns);
+    int const lane = static_cast<int>(block().lane()), row = lane / 4 * 4, column = lane % 4 * 8;
+    for (int k = 0; k < 4 * columns; ++k) {
         int const high = k / 4, from = k % 4;
-        float const left[2] = {__shfl_sync(~0U, tf32(a[2 * high]), row * 4 + from),
-                               __shfl_sync(~0U, tf32(a[2 * high + 1]), row * 4 + from)};
-        float const right[2] = {__shfl_sync(~0U, tf32(b[high]), column * 4 + from),
-                                __shfl_sync(~0U, tf32(b[high]), (column + 1) * 4 + from)};
         for (int i = 0; i < 4; ++i) {
-            c[i] += left[i / 2] * right[i % 2];
+            c[i] += all.a[row + from][2 * high + i / 2] * all.b[column + i % 2 * 4 + from][high];
         }
     }
+}
+inline void multiplyTf32(float const (&a)[4], float const (&b)[2], float* c) { addProducts(a, b, 2, c); }
+inline void productTf32(float const (&a)[4], float const (&b)[2], float* c) {
+    std::fill(c, c + 4, 0.F);
+    addProducts(a, b, 2, c);
+}
+inline void productTf32(float const (&a)[2], float b, float* c) {
+    std::fill(c, c + 4, 0.F);
+    addProducts(a, &b, 1, c);
 }
 
 } // namespace emulator
