@@ -191,6 +191,7 @@ def layer_gradients(run, layer, x):
 
 
 @pytest.mark.filterwarnings("ignore:TensorFloat32")  # inductor's advice
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # inductor's own call, in PyTorch 2.11
 def test_compiled(gpu):
     torch.manual_seed(0)
     layer, x = Scan().to(gpu), torch.randn(1, 2, 5, 7, 6, device=gpu)
