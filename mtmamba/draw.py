@@ -4,6 +4,8 @@ What needs explaining (class colours, a depth scale) comes back apart, as the `L
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -77,7 +79,9 @@ def paint(image: Picture, prediction: Prediction, task: Task, scale: DepthScale)
     """The picture of one task's prediction over `image`, and its legend."""
     if task.kind == "labels":
         return paint_labels(image, np.asarray(prediction, np.uint8), task)
-    values = np.nan_to_num(np.asarray(prediction, np.float32))
+    values = np.asarray(prediction, np.float32)
+    if not np.isfinite(values).all():
+        values = np.nan_to_num(values)
     if task.kind == "depth":
         low, high = scale.update(values)
         return paint_depth(values, low, high, task.unit, near_is_high=task.unit == DISPARITY_UNIT)
@@ -97,16 +101,17 @@ def paint_labels(image: Picture, labels: npt.NDArray[np.uint8], task: Task) -> t
     """Class colours blended with the dimmed grey picture, a light line between classes; the background class stays
     picture."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    colours = np.take(palette_bgr(task), labels, axis=0)
+    colours = _look_up(labels, palette_bgr(task))
     picture = np.asarray(cv2.addWeighted(grey, 0.35, colours, 0.65, 0), np.uint8)
     if "background" in task.classes:
         background = labels == task.classes.index("background")
-        picture[background] = cv2.convertScaleAbs(image, alpha=0.45)[background]
+        cv2.copyTo(cv2.convertScaleAbs(image, alpha=0.45), background.view(np.uint8), picture)
     seams = np.zeros(labels.shape, bool)
     seams[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     seams[1:] |= labels[1:] != labels[:-1]
     strength = 0.5 * min(1.0, 0.12 / max(float(seams.mean()), 1e-6))  # lines everywhere would hide the colours
-    picture[seams] = np.rint(picture[seams] * (1 - strength) + 235 * strength).astype(np.uint8)
+    lighter = np.rint(np.arange(256) * (1 - strength) + 235 * strength).astype(np.uint8)
+    cv2.copyTo(cv2.LUT(picture, lighter), seams.view(np.uint8), picture)
     return picture, Legend(chips=class_chips(labels, task))
 
 
@@ -126,17 +131,19 @@ def paint_depth(
     depth: Floats, low: float, high: float, unit: str, *, near_is_high: bool = False
 ) -> tuple[Picture, Legend]:
     """Depth as colour, near warm and far cool, cut to low..high."""
-    levels = np.rint(255 * np.clip((depth - low) / (high - low), 0, 1)).astype(np.uint8)
+    levels = _bytes(255 * np.clip((depth - low) / (high - low), 0, 1))
     colours = _colours(DEPTH_MAP) if near_is_high else _colours(DEPTH_MAP)[::-1]
-    return np.take(colours, levels, axis=0), Legend(ramp=Ramp(colours=colours, low=low, high=high, unit=unit))
+    return _look_up(levels, colours), Legend(ramp=Ramp(colours=colours, low=low, high=high, unit=unit))
 
 
 def paint_normals(normals: Floats) -> tuple[Picture, Legend]:
     """The usual coding of unit vectors: red, green, blue = (x, y, z) from -1..1 to 0..255."""
-    rgb = np.rint(np.clip((normals + 1) * 127.5, 0, 255)).astype(np.uint8)
+    rgb = normals + 1
+    rgb *= 127.5
+    np.clip(rgb, 0, 255, out=rgb)
     axes = (("x", (128, 128, 255)), ("y", (128, 255, 128)), ("z", (255, 128, 128)))
     chips = tuple(Chip(name=name, colour=colour) for name, colour in axes)
-    return np.ascontiguousarray(rgb[:, :, ::-1]), Legend(chips=chips)
+    return np.asarray(cv2.cvtColor(_bytes(rgb), cv2.COLOR_RGB2BGR), np.uint8), Legend(chips=chips)
 
 
 def paint_boundary(image: Picture, probability: Floats) -> tuple[Picture, Legend]:
@@ -151,20 +158,34 @@ def paint_saliency(image: Picture, probability: Floats) -> tuple[Picture, Legend
     """Saliency as heat over the dimmed grey picture: what is not salient stays picture."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     probability = np.clip(probability, 0, 1)
-    heat = np.take(_colours(HEAT_MAP), np.rint(255 * probability).astype(np.uint8), axis=0)
+    heat = _look_up(_bytes(255 * probability), _colours(HEAT_MAP))
     below = np.asarray(cv2.convertScaleAbs(grey, alpha=0.5), np.uint8)
     picture = _mix(below, heat, np.float32(0.85) * np.sqrt(probability))
     return picture, Legend(ramp=Ramp(colours=_colours(HEAT_MAP), low=0, high=1, unit="probability"))
 
 
 def _mix(below: Picture, above: Picture, alpha: Floats) -> Picture:
-    weight = np.clip(alpha, 0, 1)[:, :, None]
-    return np.rint(below + (above.astype(np.float32) - below) * weight).astype(np.uint8)
+    mixed = cv2.subtract(above, below, dtype=cv2.CV_32F)
+    cv2.multiply(mixed, cv2.merge([np.clip(alpha, 0, 1)] * 3), dst=mixed)
+    return _bytes(cv2.add(mixed, below, dst=mixed, dtype=cv2.CV_32F))
 
 
+def _bytes(values: npt.NDArray[Any]) -> Picture:
+    """Floats in 0..255, rounded."""
+    return np.asarray(cv2.convertScaleAbs(values), np.uint8)
+
+
+def _look_up(levels: npt.NDArray[np.uint8], colours: Picture) -> Picture:
+    """The colour [256, 3] of every one of `levels` [H, W]."""
+    return np.asarray(cv2.applyColorMap(levels, np.ascontiguousarray(colours)[:, None]), np.uint8)
+
+
+@lru_cache(maxsize=4)
 def _colours(colour_map: int) -> Picture:
     """[256, 3] BGR: a colour map from its first colour to its last."""
-    return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colour_map), np.uint8)[:, 0]
+    colours = np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], colour_map), np.uint8)[:, 0]
+    colours.flags.writeable = False
+    return colours
 
 
 def _bgr(colour: npt.NDArray[np.uint8]) -> Colour:

@@ -17,6 +17,7 @@ Prediction = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 Raw = npt.NDArray[np.float32]  # [C, h, w]
 Final = npt.NDArray[np.uint8] | npt.NDArray[np.float16]  # [h, w], normals [h, w, 3]
 Planes = Raw | Final  # what a model gives for one image and task
+Plane = npt.NDArray[np.float32]  # [h, w] or [H, W]
 
 
 def postprocess(planes: Planes, task: Task, size: tuple[int, int]) -> Prediction:
@@ -48,11 +49,12 @@ def postprocess_all(raw: dict[str, Planes], tasks: tuple[Task, ...], size: tuple
     return {task.name: postprocess(raw[task.name], task, size) for task in tasks}
 
 
-def _resize(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """[h, w] -> [H, W], bilinear with half-pixel centres (what torch calls align_corners=False)."""
+def _resize(plane: Plane, size: tuple[int, int], out: Plane | None = None) -> Plane:
+    """[h, w] -> [H, W], bilinear with half-pixel centres (what torch calls align_corners=False). `out`: memory to use."""
     if plane.shape == size:
         return plane
-    return np.asarray(cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+    plane = np.ascontiguousarray(plane)
+    return np.asarray(cv2.resize(plane, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _from_picture(prediction: Planes, task: Task, size: tuple[int, int]) -> Prediction:
@@ -66,7 +68,7 @@ def _from_picture(prediction: Planes, task: Task, size: tuple[int, int]) -> Pred
         return _resize(values, size)
     if task.kind == "normals":
         vectors = values / np.float32(127.5) - np.float32(1)
-        return _unit(np.stack([_resize(vectors[:, :, axis], size) for axis in range(3)], axis=-1))
+        return _unit([_resize(vectors[:, :, axis], size) for axis in range(3)])
     return _resize(values / np.float32(255), size)
 
 
@@ -81,23 +83,25 @@ def _labels(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     if raw.shape[1:] == size:
         return np.argmax(raw, axis=0).astype(np.uint8)
     # A running arg max: memory of a few planes, not of C, at the full size. Ties go to the lower class, as in argmax.
-    best = _resize(raw[0], size)
-    labels = np.zeros(size, np.uint8)
+    best, plane = _resize(raw[0], size), np.empty(size, np.float32)
+    labels, better = np.zeros(size, np.uint8), np.empty(size, bool)
     for index in range(1, raw.shape[0]):
-        plane = _resize(raw[index], size)
-        labels[plane > best] = index
-        best = np.maximum(plane, best)
+        _resize(raw[index], size, out=plane)
+        np.greater(plane, best, out=better)
+        np.maximum(labels, better.view(np.uint8) * np.uint8(index), out=labels)  # a later class has a higher number
+        np.maximum(plane, best, out=best)
     return labels
 
 
 def _normals(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    return _unit(np.stack([_resize(plane, size) for plane in raw], axis=-1))
+    return _unit([_resize(plane, size) for plane in raw])
 
 
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors [H, W, 3] over their length."""
-    length = np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
-    return vectors / np.maximum(length, 1e-12)[:, :, None]
+def _unit(axes: list[Plane]) -> npt.NDArray[np.float32]:
+    """The x, y and z [H, W] of vectors, as unit vectors [H, W, 3]."""
+    x, y, z = axes
+    length = np.maximum(np.sqrt(x * x + y * y + z * z), 1e-12)
+    return np.asarray(cv2.merge([axis / length for axis in axes]), np.float32)
 
 
 def _sigmoid(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,7 +1,6 @@
 """mtm-eval: a model's figures on a labelled set, whichever backend runs it."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from mtmamba.runtime.eval_report import class_iou, tell, write_page
 from mtmamba.runtime.evaluate import Evaluation, Labelled, check_tasks, evaluate
 from mtmamba.runtime.page import check_page_packages
 from mtmamba.runtime.run_cli import choose_tasks
+from mtmamba.runtime.threads import cores
 from mtmamba.tasks import DATASETS, Task, dataset
 
 _PATH = click.Path(path_type=Path)
@@ -209,11 +209,6 @@ def _versions(backend: Backend) -> dict[str, str]:
         except packages.PackageNotFoundError:
             continue
     return {**{f"{name} (model)": version for name, version in backend.metadata.versions.items()}, **here}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mtmamba.runtime.backends.base import Result
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame, Source
-from mtmamba.runtime.threads import Meter, Prefetch, stage
+from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, stage
 from mtmamba.runtime.views import open_view, page_names
 from mtmamba.tasks import Task
 
@@ -63,7 +63,7 @@ def run(
     meter, engine_ms, done = Meter(), Meter(), 0
     pages = page_names(outputs.view, tasks)
 
-    with ExitStack() as stack:
+    with opencv_on_one_thread(), ExitStack() as stack:
         writes: list[Write] = []
         if outputs.target is not None:
             writes.append(stack.enter_context(picture_output(source, outputs.target, outputs.form, pages)))

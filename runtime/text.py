@@ -54,8 +54,8 @@ def draw_text(
     y = at[1] - round(0.85 * height_px)  # the middle of a capital letter is about 0.35 em above the baseline
     left, top = max(x, 0), max(y, 0)
     area = picture[top : max(y + mask.shape[0], 0), left : max(x + mask.shape[1], 0)]
-    cut = mask[top - y :, left - x :][: area.shape[0], : area.shape[1], None]
-    alpha = cut.astype(np.uint16)
+    cut = mask[top - y :, left - x :][: area.shape[0], : area.shape[1]]
+    alpha = np.repeat(cut, 3, axis=1).reshape(area.shape).astype(np.uint16)
     area[:] = (area * (255 - alpha) + np.array(colour, np.uint16) * alpha + 127) // 255
     return int(mask.shape[1])
 

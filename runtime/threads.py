@@ -4,6 +4,7 @@ Order is kept, nothing is dropped, and what goes wrong in a stage is raised wher
 item that came before it.
 """
 
+import os
 import queue
 import threading
 import time
@@ -11,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
+
+import cv2
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -108,6 +111,22 @@ def stage(
             yield result
     finally:
         ahead.close()
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def opencv_on_one_thread() -> Iterator[None]:
+    """Stages share the cores between them: OpenCV's own threads would take them from each other in turns."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _End:

@@ -20,6 +20,7 @@ import numpy as np
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 from mtmamba.runtime.preprocess import Image
+from mtmamba.runtime.threads import cores
 from mtmamba.runtime.video_in import reason
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class VideoWriter:
         self._stream.width, self._stream.height = self._size = size
         self._stream.pix_fmt = "yuv420p"
         codec_context = self._stream.codec_context
+        codec_context.thread_count = max(1, cores() - 1)  # one core is for what makes the frames
         codec_context.time_base, codec_context.colorspace, codec_context.color_range = TIME_BASE, _BT601, _LIMITED
         self._stream.gop_size = max(1, round(_FRAGMENT_S * self._fps))
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mtmamba.config import preset
 from mtmamba.metadata import INPUT_NAME, METADATA_KEY, ModelMetadata
+from mtmamba.runtime import gpu
 
 SIZE = (48, 64)  # the toy model's input, height and width
 
@@ -44,6 +45,14 @@ def toy_model(metadata: ModelMetadata) -> onnx.ModelProto:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     return model
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder: an empty one, on a machine without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu, "find_gpus", list)
+    return tmp_path
 
 
 @pytest.fixture
@@ -91,6 +100,11 @@ def make_video() -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def clip(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
+    return make_video(tmp_path / "clip.mp4")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Drawing: facts about the pictures, not their looks."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -92,6 +93,20 @@ def test_boundaries_and_saliency_leave_the_rest_a_dim_picture(photo: np.ndarray)
     heat, _ = draw.paint_saliency(photo, probability)
     assert np.abs(heat[30].astype(int) - heat[10]).max() > 60
     assert (heat[10].max(-1) == heat[10].min(-1)).all()  # grey
+
+
+def test_mixed_colours_are_rounded_once(photo: np.ndarray) -> None:
+    probability = np.random.default_rng(2).random(photo.shape[:2], np.float32)
+    dim = cv2.convertScaleAbs(photo, alpha=0.35).astype(np.float32)
+    expected = np.rint(dim + (np.float32(draw.LINE_COLOUR) - dim) * probability[:, :, None])
+    assert (draw.paint_boundary(photo, probability)[0] == expected).all()
+
+
+def test_values_that_are_no_numbers_are_drawn_as_zero(photo: np.ndarray) -> None:
+    probability = np.full(photo.shape[:2], 0.5, np.float32)
+    probability[10:20] = np.nan
+    picture, _ = draw.paint(photo, probability, TASKS["edge"], DepthScale())
+    assert (picture[10:20] == cv2.convertScaleAbs(photo, alpha=0.35)[10:20]).all()
 
 
 def test_the_depth_range_moves_slowly() -> None:

@@ -1,42 +1,25 @@
 """mtm-parity as it is typed: what it finds by itself, what it prints, its exit status, its page."""
 
-import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import commands
 import cv2
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime import gpu
 from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.parity_cli import main
 from mtmamba.runtime.parity_precision import precision_of
 from mtmamba.runtime.parity_tolerance import TOLERANCES
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
-    return tmp_path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def answer(*arguments: object, status: int = 0) -> dict[str, Any]:
-    result = run(*arguments, "--json")
-    assert result.exit_code == status, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+pytestmark = pytest.mark.usefixtures("here")
+run, answer = partial(commands.run, main), partial(commands.answer, main)
 
 
 def damaged(path: Path, target: str, task: str = "depth", factor: float = 1.01) -> Path:

@@ -1,22 +1,21 @@
 """The same model with raw ends and with pictures at both ends, through everything that runs a model."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import cv2
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from commands import answer
 
 from mtmamba.errors import MtmError
 from mtmamba.export.picture_io import with_picture_io
 from mtmamba.metadata import INPUT_NAME
 from mtmamba.postprocess import postprocess
-from mtmamba.runtime import bench_cli, gpu, parity_cli, run_cli
+from mtmamba.runtime import bench_cli, parity_cli, run_cli
 from mtmamba.runtime.api import load
 from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.evaluate import model_input
@@ -25,12 +24,7 @@ from mtmamba.tasks import dataset
 
 TASKS = {task.name: task for task in dataset("synthetic").tasks}
 Reader = Callable[[Path], tuple[list[np.ndarray], float]]
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
@@ -39,13 +33,6 @@ def both(toy_onnx: Path) -> tuple[Path, Path]:
     picture = toy_onnx.with_name("toy.picture.onnx")
     onnx.save(with_picture_io(onnx.load(str(toy_onnx))), str(picture))
     return toy_onnx, picture
-
-
-def answer(command: click.Command, *arguments: object) -> dict[str, Any]:
-    result = CliRunner().invoke(command, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
 
 
 def angle_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import commands
 import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mtmamba.runtime import gpu, outputs
+from mtmamba.runtime import outputs
 from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.outputs import Outputs, window
 from mtmamba.runtime.run import run
@@ -26,22 +28,8 @@ from mtmamba.runtime.video_out import part_of, video_output
 Reader = Callable[[Path], tuple[list[np.ndarray], float]]
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
-
-
-@pytest.fixture
-def clip(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
-    return make_video(tmp_path / "clip.mp4")
-
-
-def run_json(*arguments: object, status: int = 0) -> dict[str, Any]:
-    result = CliRunner().invoke(main, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert result.exit_code == status, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
+pytestmark = pytest.mark.usefixtures("here")
+run_json = partial(commands.answer, main)
 
 
 def test_a_video_a_task(clip: Path, toy_onnx: Path, read_frames: Reader) -> None:

@@ -91,6 +91,16 @@ def test_label_edges_fall_where_the_scores_are_equal() -> None:
     assert labels[28:].all()
 
 
+def test_labels_are_the_arg_max_of_the_resized_scores_and_ties_go_to_the_lower_class() -> None:
+    task, size = TASKS["semseg"], (70, 111)
+    rng = np.random.default_rng(4)
+    raw = rng.integers(0, 2, (task.channels, 24, 32)).astype(np.float32)
+    planes = np.stack([cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR) for plane in raw])
+    tied = (planes == planes.max(0)).sum(0) > 1
+    assert 0.5 < tied.mean() < 0.9
+    assert (postprocess(raw, task, size) == planes.argmax(0)).all()
+
+
 def test_extreme_scores_stay_finite() -> None:
     raw = np.array([[[-1e4, 1e4]]], np.float32)
     assert postprocess(raw, TASKS["edge"], (1, 2)).tolist() == [[0.0, 1.0]]

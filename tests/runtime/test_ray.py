@@ -10,17 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime import gpu
 from mtmamba.runtime.ray_job import videos_in
 from mtmamba.runtime.run_cli import main
 
 Reader = Callable[[Path], tuple[list[np.ndarray], float]]
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own, of its threads and sockets

@@ -4,10 +4,12 @@ import base64
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import commands
 import cv2
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from onnx import numpy_helper
 
 from mtmamba.files import sha256
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime import bench_cli, eval_cli, gpu, parity_cli
+from mtmamba.runtime import bench_cli, eval_cli, parity_cli
 from mtmamba.runtime.report_cli import main
 from mtmamba.runtime.sidecar import Sidecar, sidecar_path
 
@@ -48,22 +50,8 @@ class Reader(HTMLParser):
             self._heading = False
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
-    return tmp_path
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def answer(*arguments: object, status: int = 0) -> dict[str, Any]:
-    result = run(*arguments, "--json")
-    assert result.exit_code == status, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+pytestmark = pytest.mark.usefixtures("here")
+run, answer = partial(commands.run, main), partial(commands.answer, main)
 
 
 def save(command: Any, path: str, *arguments: object) -> Path:

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import commands
 import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from click.testing import CliRunner, Result
 
 from mtmamba.metadata import ModelMetadata
-from mtmamba.runtime import gpu, run_cli
+from mtmamba.runtime import run_cli
 from mtmamba.runtime.backends.onnx_backend import OnnxBackend
 from mtmamba.runtime.mosaic import HEADER, plan_layout
 from mtmamba.runtime.run_cli import main
@@ -23,26 +24,8 @@ TASKS = {task.name: task for task in dataset("synthetic").tasks}
 Reader = Callable[[Path], tuple[list[np.ndarray], float]]
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gpu, "find_gpus", list)
-
-
-@pytest.fixture
-def clip(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
-    return make_video(tmp_path / "clip.mp4")
-
-
-def run_it(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def run_json(*arguments: object) -> dict[str, Any]:
-    result = run_it(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    answer: dict[str, Any] = json.loads(result.stdout)
-    return answer
+pytestmark = pytest.mark.usefixtures("here")
+run_it, run_json = partial(commands.run, main), partial(commands.answer, main)
 
 
 def check_order(clip: Path, pages: list[np.ndarray], tiles: int, read_frames: Reader) -> None:

@@ -4,10 +4,11 @@ import threading
 import time
 from collections.abc import Generator
 
+import cv2
 import pytest
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime.threads import Meter, Prefetch, stage
+from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, stage
 
 
 def count_to(number: int, closed: list[bool] | None = None, fail_at: int = -1) -> Generator[int, None, None]:
@@ -87,6 +88,18 @@ def test_stages_overlap() -> None:
     start = time.perf_counter()
     assert len(list(items)) == 60
     assert time.perf_counter() - start < 2 * 60 * 0.005 * 0.9
+
+
+def test_opencv_gets_its_threads_back() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with pytest.raises(MtmError), opencv_on_one_thread():
+            assert cv2.getNumThreads() == 1
+            raise MtmError("no more")
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_a_meters_memory_is_flat() -> None:

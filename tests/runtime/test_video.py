@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mtmamba.errors import MtmError
+from mtmamba.runtime import video_out
 from mtmamba.runtime.sources import open_source
 from mtmamba.runtime.video_in import VideoInfo, probe_video, read_video
 from mtmamba.runtime.video_out import encoder, part_of, video_output
@@ -54,6 +55,16 @@ def test_it_is_h264_with_its_index_first(tmp_path: Path) -> None:
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
     data = (tmp_path / "out.mp4").read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat") and b"moof" not in data
+
+
+@pytest.mark.parametrize(("here", "threads"), [(1, 1), (2, 1), (8, 7)])
+def test_the_encoder_leaves_a_core_to_the_other_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: int, threads: int
+) -> None:
+    monkeypatch.setattr(video_out, "cores", lambda: here)
+    with video_output(tmp_path / "a.mp4", 25) as writer:
+        writer.write(np.zeros((32, 32, 3), np.uint8))
+        assert writer._stream.codec_context.thread_count == threads
 
 
 def test_times_are_kept(tmp_path: Path) -> None:
