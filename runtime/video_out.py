@@ -33,7 +33,7 @@ CODECS: dict[str, dict[str, str]] = {
 """Encoders to try, the one that plays in most places first, with their options: a fixed, high quality, and no frames that
 refer to later ones (they would delay every time stamp of a fragmented file)."""
 
-TIME_BASE = Fraction(1, 90_000)
+TIME_BASE = Fraction(1, 60_000)  # MPEG-4 knows none finer than 1 / 65,535
 _FRAGMENT_S = 2
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
 _IN_ORDER = {"movflags": "faststart"}

@@ -43,6 +43,17 @@ def test_every_frame_comes_back_in_order(tmp_path: Path, read_frames: Reader, su
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_every_encoder_opens(tmp_path: Path, read_frames: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in video_out.CODECS:
+        monkeypatch.setattr(video_out, "encoder", lambda name=name: name)
+        with video_output(tmp_path / f"{name}.mp4", 29.97) as writer:
+            for picture in PICTURES:
+                writer.write(picture)
+        frames, fps = read_frames(tmp_path / f"{name}.mp4")
+        assert len(frames) == len(PICTURES) and fps == pytest.approx(29.97, abs=0.01)
+        assert abs(float(frames[5].mean()) - float(PICTURES[5].mean())) < 2
+
+
 def test_it_is_h264_with_its_index_first(tmp_path: Path) -> None:
     """What a browser plays, and starts to play before all of it is there."""
     if encoder() != "libx264":
