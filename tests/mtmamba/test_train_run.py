@@ -275,8 +275,10 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
     for rank in (0, 1):
         found = json.loads((split / f"steps-{rank}.json").read_text())
         assert len(found) == 3
-        for ours, theirs in zip(found, expected, strict=True):
-            assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
+        for step, ((loss, norm, *losses), theirs) in enumerate(zip(found, expected, strict=True)):
+            assert [loss, *losses] == pytest.approx([theirs[0], *theirs[2:]], rel=2e-5, abs=1e-6)
+            # AdamW makes whole steps of gradients that are only rounding: from the second step on the norm differs more.
+            assert norm == pytest.approx(theirs[1], rel=2e-3 if step else 2e-5)
     weights = [read_content(folder / "last.pth")["model"] for folder in (joint, split)]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-4, msg=name)
