@@ -108,7 +108,7 @@ int main(int arguments, char** values) {
             }
         }
     }
-    constexpr MapPlan kPlans[] = {{16, 1}, {16, 2}, {16, 4}, {8, 1}, {8, 2}, {8, 4}};
+    constexpr MapPlan kPlans[] = {{16, 1}, {16, 2}, {16, 3}, {16, 4}, {16, 6}, {16, 8}, {16, 12}, {8, 1}, {8, 2}};
     std::printf("{\"device\": \"%s\", \"rows\": [", device.name);
     char const* comma = "";
     for (Size const& size : sizes) {
@@ -134,9 +134,10 @@ int main(int arguments, char** values) {
             params.states = 16;
             int64_t bytes = 0;
             for (MapPlan const& plan : kPlans) {
-                bytes = std::max(bytes, mtmamba::MapWorkspace<__half>(batch, size.groups, size.channels, size.height,
-                                                                      size.width, rank, 16, plan.parts)
-                                            .bytes);
+                bytes =
+                    std::max(bytes, mtmamba::MapWorkspace<__half>(batch, size.groups, size.channels, size.height,
+                                                                  size.width, rank, 16, mtmamba::maxPartsOf(plan.scans))
+                                        .bytes);
             }
             check(cudaMalloc(&params.y, static_cast<size_t>(images * length * size.channels) * sizeof(__half)));
             check(cudaMalloc(&params.workspace, static_cast<size_t>(bytes)));
@@ -149,10 +150,10 @@ int main(int arguments, char** values) {
                     check(cudaDeviceSynchronize());
                 }
                 float const ms = once ? 0.F : measure(params, plan);
-                bool const isChosen = chosen.channels == plan.channels && chosen.parts == plan.parts;
-                std::printf("%s\n{\"size\": \"%s\", \"batch\": %d, \"channels\": %d, \"parts\": %d, \"ms\": %.4f, "
+                bool const isChosen = chosen.channels == plan.channels && chosen.scans == plan.scans;
+                std::printf("%s\n{\"size\": \"%s\", \"batch\": %d, \"channels\": %d, \"scans\": %d, \"ms\": %.4f, "
                             "\"floor\": %.4f, \"times_floor\": %.2f, \"chosen\": %s}",
-                            comma, size.name.c_str(), static_cast<int>(batch), plan.channels, plan.parts, ms, floor,
+                            comma, size.name.c_str(), static_cast<int>(batch), plan.channels, plan.scans, ms, floor,
                             ms / floor, isChosen ? "true" : "false");
                 comma = ",";
             }

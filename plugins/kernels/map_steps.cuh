@@ -30,21 +30,41 @@ MTMAMBA_DEVICE void addLowRank(int columns, float const* weights, float const* l
     int const swap = static_cast<int>(lowSwap(static_cast<uint32_t>(mapQuad()), static_cast<uint32_t>(columns)));
     weights += offset;
     low += offset;
-#pragma unroll 1
-    for (int r = 0; r < 2 * columns; r += 16) {
-        float a[4];
+    if (columns == 0) {
+        return;
+    }
+    float a[4], w[kPer][4];
+    auto const load = [&](int r) {
         loadFour(low + (r ^ swap), a);
         MTMAMBA_UNROLL
         for (int i = 0; i < kPer; ++i) {
-            float w[4];
-            loadFour(weights + 16 * i * columns + (r ^ swap), w);
-            float const high[2] = {w[0], w[1]}, lost[2] = {w[2], w[3]};
+            loadFour(weights + 16 * i * columns + (r ^ swap), w[i]);
+        }
+    };
+    Four ofLost[kPer] = {};
+    load(0);
+#pragma unroll 1
+    for (int r = 16;; r += 16) {
+        MTMAMBA_UNROLL
+        for (int i = 0; i < kPer; ++i) {
+            float const high[2] = {w[i][0], w[i][1]}, lost[2] = {w[i][2], w[i][3]};
             multiplyTf32(a, high, &raw[i].value[0][0]);
-            multiplyTf32(a, lost, &raw[i].value[0][0]);
+            multiplyTf32(a, lost, &ofLost[i].value[0][0]);
             if (sizeof(T) == sizeof(float)) {
                 float const lostOfA[4] = {lostByTf32(a[0]), lostByTf32(a[1]), lostByTf32(a[2]), lostByTf32(a[3])};
-                multiplyTf32(lostOfA, high, &raw[i].value[0][0]);
+                multiplyTf32(lostOfA, high, &ofLost[i].value[0][0]);
             }
+        }
+        if (r >= 2 * columns) {
+            break;
+        }
+        load(r);
+    }
+    MTMAMBA_UNROLL
+    for (int i = 0; i < kPer; ++i) {
+        MTMAMBA_UNROLL
+        for (int k = 0; k < 4; ++k) {
+            raw[i].value[k / 2][k % 2] += ofLost[i].value[k / 2][k % 2];
         }
     }
 }

@@ -1,5 +1,5 @@
-// What the scan of SelectiveScan2D works with: how a block's tile lies in shared memory, which of its tokens and
-// channels a thread has, and how they come from memory and go back.
+// What the scan of SelectiveScan2D works with: how a block's tile lies in shared memory, which of its scans, tokens and
+// channels a thread has.
 #pragma once
 
 #include <cstring>
@@ -8,16 +8,14 @@
 #include "kernels/math.cuh"
 #include "kernels/planes.cuh"
 
-#ifdef __CUDACC__
-#include <cuda_pipeline_primitives.h>
-#endif
-
 namespace mtmamba {
 
-constexpr int kMapTile = 32;  // tokens whose features are in shared memory
-constexpr int kMapRun = 16;   // tokens of it that a pair of warps takes at once
-constexpr int kMapAhead = 2;  // tiles whose copies are under way
-constexpr int kMapPitch = 32; // tokens: a multiple of the tile
+constexpr int kMapTile = 32; // tokens whose features are in shared memory
+constexpr int kMapRun = 16;  // tokens of it that a pair of warps takes at once
+constexpr int kTileRuns = kMapTile / kMapRun;
+constexpr int kMapAhead = 2;              // tiles whose copies are under way
+constexpr int kMapInputs = kMapAhead + 2; // tiles of x: that of the tile before is needed again
+constexpr int kMapPitch = 32;             // tokens: a multiple of the tile
 
 // Contiguous tensors. T: float, __half or __nv_bfloat16. dtWeight, dtBias, A and D are float32 for every T.
 template <typename T> struct SelectiveScan2DParams {
@@ -46,10 +44,11 @@ constexpr int kStagedRank = 64; // the step's weights are in shared memory up to
 // lanes of a warp meet different banks.
 template <typename T, int kPer> struct MapShape {
     static constexpr int kPairs = kPer == 2 ? 4 : 2; // of a block
-    static constexpr int kThreads = 64 * kPairs;
+    static constexpr bool kCopier = kPer == 1;       // a warp of its own copies; else the second ones do
+    static constexpr int kThreads = 64 * kPairs + (kCopier ? 32 : 0);
     static constexpr int kChannels = 8 * kPer;
     static constexpr int kOwn = 4 * kPer; // channels of one token that a lane moves
-    static constexpr int kInputPitch = kChannels + (kOwn * sizeof(T) < 16 ? 8 : 16) / static_cast<int>(sizeof(T));
+    static constexpr int kInputPitch = kPairs * kChannels + 16 / static_cast<int>(sizeof(T));
     // Of a row: d, in whose place y comes, then d u in two parts of 11 bits, each [kMapRun][kPer]. In the second part
     // the halves of a run change places if kPer = 2.
     static constexpr int kHigh = kMapRun * kPer, kLost = 2 * kHigh, kSwap = kPer == 2 ? 16 : 0;
@@ -66,8 +65,9 @@ template <typename T> struct MapLaunch {
     int64_t channelPitch; // D up to a multiple of kChannelPitch
     int64_t channelBlocks;
     int lowColumns; // see lowIndex
-    int parts;
-    bool direct; // y is written by the scan
+    int scanCount;  // images * channelBlocks * kDirections
+    int scans;      // of a block: MapPlan::scans
+    bool direct;    // where a block has all of an image's four orders, it writes y
 
     MTMAMBA_HOST_DEVICE bool staged() const { return lowColumns <= kStagedRank; }
 };
@@ -75,8 +75,7 @@ template <typename T> struct MapLaunch {
 // What a pair of warps has for itself.
 template <typename T, int kPer> struct alignas(16) PairMemory {
     using S = MapShape<T, kPer>;
-    T x[kMapAhead + 2][kMapTile * S::kInputPitch]; // [token][channel] of a tile
-    float steps[2][8 * S::kStepPitch];             // of a run
+    float steps[2][8 * S::kStepPitch]; // of a run
     float skip[S::kChannels], bias[S::kChannels];
 };
 
@@ -86,6 +85,7 @@ template <typename T, int kPer> struct alignas(16) MapMemory {
     static constexpr int kPairs = MapShape<T, kPer>::kPairs, kChannels = kPairs * MapShape<T, kPer>::kChannels;
     float zeros[(kMapRun + 2) * kFold];
     float B[kMapAhead + 1][kMapTile * kFold], C[kMapAhead + 1][kMapTile * kFold]; // [token][state], see featureOf
+    T x[kMapInputs][kMapTile * MapShape<T, kPer>::kInputPitch];                   // [token][channel]
     PairMemory<T, kPer> pairs[kPairs];
 
     MTMAMBA_DEVICE float* weights() { return reinterpret_cast<float*>(this + 1); }
@@ -96,6 +96,24 @@ template <typename T, int kPer> struct alignas(16) MapMemory {
         int const staged = (2 * kChannels + (kMapAhead + 1) * kMapTile) * launch.lowColumns;
         return sizeof(MapMemory) + (launch.staged() ? static_cast<size_t>(staged) * sizeof(float) : 0);
     }
+};
+
+// A block's scans: launch.scans of them, one after another, in the order of image, channels, direction. Those of the
+// same channels add to the same sum.
+template <typename T> struct MapTurn {
+    MapLaunch<T> const& launch;
+    int at;
+
+    MTMAMBA_DEVICE explicit MapTurn(MapLaunch<T> const& l) : launch(l), at(first()) {}
+    MTMAMBA_DEVICE int first() const { return static_cast<int>(blockIdx.x) * launch.scans; }
+    MTMAMBA_DEVICE bool more() const { return at < first() + launch.scans && at < launch.scanCount; }
+    MTMAMBA_DEVICE void step() { ++at; }
+    MTMAMBA_DEVICE int unit() const { return at / kDirections; }
+    MTMAMBA_DEVICE int direction() const { return at % kDirections; }
+    MTMAMBA_DEVICE bool isFirst() const { return at == first() || direction() == 0; } // of a sum
+    MTMAMBA_DEVICE bool isLast() const { return at + 1 == first() + launch.scans || direction() + 1 == kDirections; }
+    MTMAMBA_DEVICE bool isWhole() const { return partsOf(unit(), launch.scans) == 1; }
+    MTMAMBA_DEVICE int part() const { return static_cast<int>(blockIdx.x) - unit() * kDirections / launch.scans; }
 };
 
 // A pair's place: `channels` channels (0: none) from `channel` on, of image b * G + g, in one direction. moves: whether
@@ -110,6 +128,22 @@ struct MapPlace {
         return (static_cast<int64_t>(group) * kDirections + direction) * p.channels + channel;
     }
 };
+
+template <typename T, int kPer>
+MTMAMBA_DEVICE MapPlace placeOf(MapLaunch<T> const& launch, MapTurn<T> const& turn, int pair) {
+    using S = MapShape<T, kPer>;
+    int const unit = turn.unit(), channelBlocks = static_cast<int>(launch.channelBlocks);
+    MapPlace place{};
+    place.pair = pair;
+    place.direction = turn.direction();
+    place.image = unit / channelBlocks;
+    place.group = place.image % static_cast<int>(launch.p.groups);
+    place.channel = (unit % channelBlocks * S::kPairs + pair) * S::kChannels;
+    int const left = static_cast<int>(launch.p.channels) - place.channel;
+    place.channels = left < 0 ? 0 : left < S::kChannels ? left : S::kChannels;
+    place.moves = static_cast<int>(threadIdx.x) % 2 * S::kOwn < place.channels;
+    return place;
+}
 
 // A lane's place in the fragments of the tensor cores: 4 quad + inQuad.
 MTMAMBA_DEVICE int mapQuad() { return static_cast<int>(threadIdx.x) % 32 / 4; }
@@ -142,32 +176,25 @@ template <typename T, int kOwn> struct Plane {
     MTMAMBA_DEVICE void save(int pixel, float const* values) const {
         saveTogether<kOwn>(atPixel(at, pixel, pixelBytes), values);
     }
-    // To shared memory, asynchronously.
-    MTMAMBA_DEVICE void copy(int pixel, typename std::remove_const<T>::type* target) const {
-        T* const from = atPixel(at, pixel, pixelBytes);
-        constexpr int kPiece = kOwn * sizeof(T) < 16 ? kOwn : 16 / static_cast<int>(sizeof(T));
-        MTMAMBA_UNROLL
-        for (int i = 0; i < kOwn; i += kPiece) {
-            __pipeline_memcpy_async(target + i, from + i, kPiece * sizeof(T));
-        }
-    }
 };
 
-// The pixel of one token of each run, run by run. The reversed orders visit the opposite pixel.
+// The pixel of every stride-th token. The reversed orders visit the opposite pixel.
 struct PixelWalk {
     int at;            // the pixel
     int inner, across; // the place in a row or column, and its length
-    int ahead, wrap;   // from a run to the next; and at the end of a row or column
+    int stride;        // tokens of a step
+    int ahead, wrap;   // pixels of a step; and at the end of a row or column
 
     // Token `token` first; `height` and `width` of the map.
-    MTMAMBA_DEVICE PixelWalk(int token, int direction, int height, int width)
-        : at(direction >= 2 ? height * width - 1 : 0), inner(0), across(direction % 2 ? height : width) {
+    MTMAMBA_DEVICE PixelWalk(int token, int stride, int direction, int height, int width)
+        : at(direction >= 2 ? height * width - 1 : 0), inner(0), across(direction % 2 ? height : width),
+          stride(stride) {
         int const sign = direction >= 2 ? -1 : 1, along = sign * (direction % 2 ? width : 1);
-        ahead = kMapRun * along;
+        ahead = stride * along;
         wrap = sign * (direction % 2 ? 1 : width) - across * along;
         advance(token, token * along);
     }
-    MTMAMBA_DEVICE void step() { advance(kMapRun, ahead); }
+    MTMAMBA_DEVICE void step() { advance(stride, ahead); }
 
   private:
     MTMAMBA_DEVICE void advance(int tokens, int pixels) {
@@ -188,39 +215,6 @@ template <int kThreads> MTMAMBA_DEVICE void meetBlock() {
     __syncthreads();
 #endif
 }
-
-// The copies of the features of tile after tile, by the second warps.
-template <typename T, int kPer> class Features {
-  public:
-    // BC, low: of the scan.
-    MTMAMBA_DEVICE Features(float const* BC, float const* low) : mBC(BC + 4 * thread()), mLow(low + 4 * thread()) {}
-
-    // Starts those of the next tile.
-    MTMAMBA_DEVICE void next(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory, int buffer) {
-        int const token = 4 * thread() / kRow, column = 4 * thread() % kRow;
-        float* const target = (column < kFold ? memory.B[buffer] : memory.C[buffer]) + token * kFold + column % kFold;
-        MTMAMBA_UNROLL
-        for (int i = 0; i < kMapTile * kRow; i += kStep) {
-            __pipeline_memcpy_async(target + i / 2, mBC + i, 16);
-        }
-        mBC += kMapTile * kRow;
-        if (!launch.staged()) {
-            return;
-        }
-        int const floats = kMapTile * launch.lowColumns;
-        float* const low = memory.low(buffer, launch) + 4 * thread();
-#pragma unroll 1
-        for (int i = 0; i < floats - 4 * thread(); i += kStep) {
-            __pipeline_memcpy_async(low + i, mLow + i, 16);
-        }
-        mLow += floats;
-    }
-
-  private:
-    static constexpr int kRow = 2 * kFold, kThreads = MapShape<T, kPer>::kThreads / 2, kStep = 4 * kThreads; // floats
-    static MTMAMBA_DEVICE int thread() { return static_cast<int>(threadIdx.x) % kThreads; }
-    float const *mBC, *mLow;
-};
 
 #endif // MTMAMBA_SIMT
 

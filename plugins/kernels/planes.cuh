@@ -51,15 +51,25 @@ template <typename T> struct OrderParams {
     int64_t states;
 };
 
-// to = the sum of `parts`, in a fixed order. A part is float32 [rows, pitch], `to` is [rows, columns].
-constexpr int kMaxParts = 4;
+// Blocks take `scans` scans each; a unit, what scans some channels of an image, has four in a row. How many blocks
+// share a unit, and at most.
+constexpr int kMaxParts = kDirections;
+MTMAMBA_HOST_DEVICE inline int partsOf(int unit, int scans) {
+    return (unit * kDirections + kDirections - 1) / scans - unit * kDirections / scans + 1;
+}
+inline int maxPartsOf(int scans) { return scans == 1 ? kMaxParts : scans % kDirections == 0 ? 1 : 2; }
+
+// to = the sum of the parts of each unit, in a fixed order. A part is float32 [rows, pitch], `to` is [rows, columns].
 template <typename T> struct SumParams {
     float const* parts[kMaxParts];
     T* to; // may be parts[0] where the pitch is `columns`
     int64_t rows;
     int64_t columns;
-    int64_t pitch; // columns up to a multiple of kChannelPitch
-    int partCount; // 1, 2 or 4
+    int64_t pitch;          // columns up to a multiple of kChannelPitch
+    int64_t length;         // rows of an image
+    int unitColumns, units; // columns of a unit; units of an image
+    int scans;              // of a block
+    bool direct;            // where one block has all of a unit, it has written `to`
 };
 
 #ifdef MTMAMBA_SIMT
@@ -248,25 +258,39 @@ template <typename T> __global__ void __launch_bounds__(kOrderThreads) orderKern
 }
 
 template <typename T> __global__ void __launch_bounds__(kSumThreads) sumKernel(SumParams<T> p) {
-    int64_t const at = (static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x) * kSumEach;
+    int64_t const index = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x, at = index * kSumEach;
     if (at >= p.rows * p.pitch) {
         return;
+    }
+    bool const together = p.pitch == p.columns && reinterpret_cast<uintptr_t>(p.to) % sizeof(float4) == 0;
+    int count = p.scans <= 2 ? kDirections / p.scans : 1; // of parts
+    int64_t row = 0, column = at;
+    if (!together || p.scans > 2) {
+        auto const across = static_cast<uint32_t>(p.pitch / kSumEach);
+        row = index <= UINT32_MAX ? static_cast<uint32_t>(index) / across : index / across; // 32 bits are much faster
+        column = at - row * p.pitch;
+    }
+    if (p.scans > 2) {
+        uint32_t const image = static_cast<uint32_t>(row) / static_cast<uint32_t>(p.length);
+        count = partsOf(static_cast<int>(image) * p.units + static_cast<int>(column) / p.unitColumns, p.scans);
+        if (count == 1 && p.direct) {
+            return;
+        }
     }
     float4 parts[kMaxParts] = {};
     MTMAMBA_UNROLL
     for (int i = 0; i < kMaxParts; ++i) {
-        if (i < p.partCount) {
+        if (i < count) {
             parts[i] = *reinterpret_cast<float4 const*>(p.parts[i] + at);
         }
     }
     float const sums[kSumEach] = {
         parts[0].x + parts[1].x + (parts[2].x + parts[3].x), parts[0].y + parts[1].y + (parts[2].y + parts[3].y),
         parts[0].z + parts[1].z + (parts[2].z + parts[3].z), parts[0].w + parts[1].w + (parts[2].w + parts[3].w)};
-    if (p.pitch == p.columns && reinterpret_cast<uintptr_t>(p.to) % sizeof(float4) == 0) {
+    if (together) {
         saveTogether<kSumEach>(p.to + at, sums);
         return;
     }
-    int64_t const row = at / p.pitch, column = at % p.pitch;
     for (int i = 0; i < kSumEach; ++i) {
         if (column + i < p.columns) {
             store(p.to + row * p.columns + column + i, sums[i]);

@@ -6,8 +6,8 @@
 //   step and the sum are float32 whatever the tensors are, and the bits are the same in every run.
 //
 // Launches: x is turned to channels last and the features are put into the order of each scan, once; then every block
-// scans its channels in 4, 2 or 1 of the orders (MapPlan::parts blocks share the four), adding to a float32 sum in
-// memory; where several blocks shared them, their sums are added up.
+// scans its channels in one order after another, MapPlan::scans of them, adding to a float32 sum in memory; where
+// several blocks shared the four orders, their sums are added up.
 #pragma once
 
 #include <algorithm>
@@ -20,19 +20,18 @@ namespace mtmamba {
 // How the work is cut. Decided by the sizes alone, so that the workspace is known without a GPU.
 struct MapPlan {
     int channels; // of a warp: 16 or 8
-    int parts;    // blocks that share the four directions: 1, 2 or 4
+    int scans;    // of a block, one after another: channels of an image in one direction
 };
 
-// The fewest parts that fill a GPU of 132 multiprocessors, since each costs memory traffic; where a warp for 16
-// channels leaves some of them empty, one for 8. As measured: docs/kernels.md.
+// For a GPU of 132 multiprocessors, each with places for two blocks of 16 channels a warp: so many scans a block that
+// all blocks have a place; one each where that leaves too many empty; and where even then most multiprocessors have
+// none, 8 channels a warp. As measured: docs/kernels.md.
 inline MapPlan mapPlan(int64_t images, int64_t channels) {
-    int64_t const blocks = images * ((channels + 63) / 64); // of 16 channels a warp
-    for (int const parts : {1, 2, 4}) {
-        if (blocks * parts >= 240) {
-            return {16, parts};
-        }
+    int64_t const scans = images * ((channels + 63) / 64) * kDirections; // of 16 channels a warp
+    if (scans < 112) {
+        return {8, 1};
     }
-    return {blocks * 4 >= 132 ? 16 : 8, 4};
+    return {16, scans < 480 ? 1 : static_cast<int>((scans + 263) / 264)};
 }
 
 // Where the parts of the workspace begin, in bytes.
@@ -47,7 +46,7 @@ template <typename T> struct MapWorkspace {
     int64_t bytes = 0;
 
     MapWorkspace(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
-                 int64_t states, int64_t parts) {
+                 int64_t states, int parts) {
         int64_t const images = batch * groups, length = height * width, ofFloat = sizeof(float);
         pitch = (length + kMapPitch - 1) / kMapPitch * kMapPitch;
         channelPitch = (channels + kChannelPitch - 1) / kChannelPitch * kChannelPitch;
@@ -68,9 +67,9 @@ int64_t workspaceBytes(int64_t batch, int64_t groups, int64_t channels, int64_t 
                        int64_t states) {
     int64_t bytes = 0;
     for (int64_t images = batch * groups; images >= 1; --images) {
-        int64_t const parts = mapPlan(images, channels).parts;
+        int const parts = maxPartsOf(mapPlan(images, channels).scans);
         bytes = std::max(bytes, MapWorkspace<T>(images, 1, channels, height, width, rank, states, parts).bytes);
-        if (parts == kDirections) {
+        if (parts == kMaxParts) {
             break;
         }
     }
@@ -114,7 +113,8 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     if (!sizes || !p.workspace || reinterpret_cast<uintptr_t>(p.workspace) % 16 != 0) {
         return cudaErrorInvalidValue;
     }
-    MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, plan.parts);
+    int const parts = maxPartsOf(plan.scans);
+    MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, parts);
     char* const workspace = static_cast<char*>(p.workspace);
     auto* const BC = reinterpret_cast<float*>(workspace + layout.BC);
     auto* const low = reinterpret_cast<float*>(workspace + layout.low);
@@ -126,28 +126,32 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     launch.pitch = layout.pitch;
     launch.channelPitch = layout.channelPitch;
     launch.lowColumns = static_cast<int>(lowColumns(p.rank));
-    launch.parts = plan.parts;
-    launch.direct = plan.parts == 1 && p.channels == layout.channelPitch && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+    launch.scans = plan.scans;
+    launch.direct = p.channels == layout.channelPitch && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
     SumParams<T> sum{};
-    int const inOutput = plan.parts - static_cast<int>(layout.sumCount);
-    for (int i = 0; i < plan.parts; ++i) {
+    int const inOutput = parts - static_cast<int>(layout.sumCount);
+    for (int i = 0; i < parts; ++i) {
         char* const from = workspace + layout.sums + (i - inOutput) * layout.sumBytes;
         launch.sums[i] = i < inOutput ? reinterpret_cast<float*>(p.y) : reinterpret_cast<float*>(from);
         sum.parts[i] = launch.sums[i];
     }
     cudaError_t error = orderInputs(launch, BC, low, stream);
+    bool const wide = plan.channels == 16 && MapMemory<T, 2>::bytes(launch) <= maxSharedBytes();
     if (error == cudaSuccess) {
-        bool const wide = plan.channels == 16 && MapMemory<T, 2>::bytes(launch) <= maxSharedBytes();
         error = wide ? launchMapScan<T, 2>(launch, stream) : launchMapScan<T, 1>(launch, stream);
     }
-    if (error != cudaSuccess || launch.direct) {
+    if (error != cudaSuccess || (launch.direct && parts == 1)) {
         return error;
     }
     sum.to = p.y;
     sum.rows = images * length;
     sum.columns = p.channels;
     sum.pitch = layout.channelPitch;
-    sum.partCount = plan.parts;
+    sum.length = length;
+    sum.unitColumns = wide ? MapMemory<T, 2>::kChannels : MapMemory<T, 1>::kChannels;
+    sum.units = static_cast<int>((p.channels + sum.unitColumns - 1) / sum.unitColumns);
+    sum.scans = plan.scans;
+    sum.direct = launch.direct;
     return launchSum(sum, stream);
 }
 

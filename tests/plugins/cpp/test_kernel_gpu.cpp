@@ -91,9 +91,9 @@ template <typename T> void testType(std::string const& type) {
         });
         checkIsolation<T>([&](Inputs<T> const& inputs) { return runOnDevice(inputs, width); });
     }
-    for (mtmamba::MapPlan const& plan : {mtmamba::MapPlan{16, 1}, {16, 2}, {16, 4}, {8, 1}, {8, 4}}) {
+    for (mtmamba::MapPlan const& plan : {mtmamba::MapPlan{16, 4}, {16, 3}, {16, 2}, {16, 1}, {8, 6}, {8, 1}}) {
         std::string const cut =
-            "2D " + type + ", " + std::to_string(plan.channels) + " by " + std::to_string(plan.parts) + ", ";
+            "2D " + type + ", " + std::to_string(plan.channels) + " by " + std::to_string(plan.scans) + ", ";
         forEachMapCase<T>([&](std::string const& name, MapInputs<T> const& inputs) {
             if (isWanted(name)) {
                 compare(twice<T>([&] { return runOnDevice(inputs, plan); }), makeTruth(inputs), cut + name);
