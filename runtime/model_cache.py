@@ -4,11 +4,13 @@ goes into it, so that nothing is made twice and nothing stale is used.
 CACHE/models/KEY/ holds one model, its sidecar where it is an engine, and key.json, the facts that the key is the hash of.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata as packages
@@ -132,13 +134,24 @@ def _cached(facts: dict[str, Any], name: str, make: Callable[[Path], None], rebu
         with work_dir(models, prefix=f".{key}.") as work:
             make(work / name)
             (work / KEY_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            if rebuild or not (folder / name).is_file():
-                _set_aside(folder)
-            with suppress(OSError):  # another process was first; what it made is as good
-                work.rename(folder)
+            with _alone_in(models):
+                if rebuild or not (folder / name).is_file():  # else another was first; what it made is as good
+                    _set_aside(folder)
+                    work.rename(folder)
     if not (folder / name).is_file():
         raise MtmError(f"{folder}: expected the {name} just made in it, found none; delete that folder and try again")
     return folder / name
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process or thread is in here for this folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _set_aside(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -125,10 +126,19 @@ def test_two_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         target.write_bytes(b"model")
         both.wait(20)
 
+    set_aside, replaced = model_cache._set_aside, []
+
+    def slow_set_aside(path: Path) -> None:
+        replaced.append(path)
+        time.sleep(0.3)  # the other looks meanwhile
+        set_aside(path)
+
+    monkeypatch.setattr(model_cache, "_set_aside", slow_set_aside)
     monkeypatch.setattr("mtmamba.export.checkpoint_to_onnx.export_checkpoint", export)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: onnx_of(path, Recipe(), quiet), range(2)))
     assert found[0] == found[1] and found[0].read_bytes() == b"model"
+    assert len(replaced) == 1, "the second took away what the first had just put there"
     assert len(list(found[0].parent.parent.iterdir())) == 1
 
 
