@@ -2,7 +2,7 @@
 
 Writes two files into --out ($OUT, else build/gpu-check/out): gpu_check.log, what every step said, and gpu_check.json:
 
-    date, commit                        when, and of what ("-dirty": with local changes); $MTMAMBA_COMMIT where there is no Git
+    date, commit                        when, and of what ("-dirty": with local changes); $MTMAMBA_COMMIT if set, for a copy
     gpu, driver, cuda, versions         of the machine; gpu is null without one
     tensorrt                            flavour and version of what --tensorrt brought, or why there is none
     steps     [{name, status, seconds, command, why}]
@@ -275,9 +275,10 @@ def said(*command: str) -> str:
 
 
 def commit() -> str:
-    if head := said("git", "rev-parse", "HEAD"):
-        return head + ("-dirty" if said("git", "status", "--porcelain") else "")
-    return os.environ.get("MTMAMBA_COMMIT", "")
+    if given := os.environ.get("MTMAMBA_COMMIT"):
+        return given
+    head = said("git", "rev-parse", "HEAD")
+    return head + ("-dirty" if head and said("git", "status", "--porcelain") else "")
 
 
 def cuda() -> str:
