@@ -25,7 +25,7 @@ template <typename T> struct SelectiveScan2DParams {
     float const* dtBias;   // [G, K, D]
     float const* A;        // [G, K, D, N]
     float const* D;        // [G, K, D]
-    T* y;                  // [B, G, H, W, D]
+    T* y;                  // [B, G, H, W, D], aligned to 16 bytes
     void* workspace;       // workspaceBytes<T>() of them, aligned to 16 bytes
     int64_t batch;
     int64_t groups;

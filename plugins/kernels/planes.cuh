@@ -262,7 +262,7 @@ template <typename T> __global__ void __launch_bounds__(kSumThreads) sumKernel(S
     if (at >= p.rows * p.pitch) {
         return;
     }
-    bool const together = p.pitch == p.columns && reinterpret_cast<uintptr_t>(p.to) % sizeof(float4) == 0;
+    bool const together = p.pitch == p.columns;
     int count = p.scans <= 2 ? kDirections / p.scans : 1; // of parts
     int64_t row = 0, column = at;
     if (!together || p.scans > 2) {

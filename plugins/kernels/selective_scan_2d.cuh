@@ -110,7 +110,8 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     bool const sizes = p.states >= 1 && p.states <= kMaxStates && p.rank >= 0 && images >= 1 && p.channels >= 1 &&
                        length >= 1 && p.channels <= INT32_MAX / 4 && length <= INT32_MAX && p.rank <= INT32_MAX / 2 &&
                        length * (p.rank + 2 * p.states + 16) <= INT32_MAX;
-    if (!sizes || !p.workspace || reinterpret_cast<uintptr_t>(p.workspace) % 16 != 0) {
+    auto const address = reinterpret_cast<uintptr_t>(p.workspace) | reinterpret_cast<uintptr_t>(p.y);
+    if (!sizes || !p.workspace || !p.y || address % 16 != 0) {
         return cudaErrorInvalidValue;
     }
     int const parts = maxPartsOf(plan.scans);
@@ -127,7 +128,7 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     launch.channelPitch = layout.channelPitch;
     launch.lowColumns = static_cast<int>(lowColumns(p.rank));
     launch.scans = plan.scans;
-    launch.direct = p.channels == layout.channelPitch && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+    launch.direct = p.channels == layout.channelPitch;
     SumParams<T> sum{};
     int const inOutput = parts - static_cast<int>(layout.sumCount);
     for (int i = 0; i < parts; ++i) {

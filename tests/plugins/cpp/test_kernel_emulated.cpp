@@ -160,10 +160,31 @@ void testSoftplus() {
     CHECK(std::isnan(mtmamba::DeviceMath::softplus(std::numeric_limits<float>::quiet_NaN())));
 }
 
+// The launcher refuses what the kernels cannot do, and launches nothing.
+void testMapRefusals() {
+    MapInputs<__half> const in = makeMapInputs<__half>({}, {}, 9);
+    std::vector<std::max_align_t> y(in.outputs()), memory(static_cast<size_t>(in.workspaceBytes({16, 1})));
+    auto const run = [&](auto const& change) {
+        mtmamba::SelectiveScan2DParams<__half> params =
+            in.params(reinterpret_cast<__half*>(y.data()), static_cast<void*>(memory.data()));
+        change(params);
+        return mtmamba::launchSelectiveScan2D(params, {16, 1}, cudaStream_t{});
+    };
+    CHECK(run([](auto&) {}) == cudaSuccess);
+    CHECK(run([](auto& p) { ++p.y; }) == cudaErrorInvalidValue); // not aligned to 16 bytes
+    CHECK(run([](auto& p) { p.y = nullptr; }) == cudaErrorInvalidValue);
+    CHECK(run([](auto& p) { p.workspace = static_cast<char*>(p.workspace) + 8; }) == cudaErrorInvalidValue);
+    CHECK(run([](auto& p) { p.workspace = nullptr; }) == cudaErrorInvalidValue);
+    CHECK(run([](auto& p) { p.states = 65; }) == cudaErrorInvalidValue);
+    CHECK(run([](auto& p) { p.states = 0; }) == cudaErrorInvalidValue);
+    CHECK(run([](auto& p) { p.height = 0; }) == cudaErrorInvalidValue);
+}
+
 } // namespace
 
 int main() {
     testSoftplus();
+    testMapRefusals();
     testByHand();
     testMapByHand();
     testTileEdges();
