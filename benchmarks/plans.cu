@@ -134,10 +134,9 @@ int main(int arguments, char** values) {
             params.states = 16;
             int64_t bytes = 0;
             for (MapPlan const& plan : kPlans) {
-                bytes =
-                    std::max(bytes, mtmamba::MapWorkspace<__half>(batch, size.groups, size.channels, size.height,
-                                                                  size.width, rank, 16, mtmamba::maxPartsOf(plan.scans))
-                                        .bytes);
+                bytes = std::max(bytes, mtmamba::MapWorkspace<__half>(batch, size.groups, size.channels, size.height,
+                                                                      size.width, rank, 16, plan)
+                                            .bytes);
             }
             check(cudaMalloc(&params.y, static_cast<size_t>(images * length * size.channels) * sizeof(__half)));
             check(cudaMalloc(&params.workspace, static_cast<size_t>(bytes)));

@@ -18,11 +18,9 @@ template <typename T, int kPer> class TileCopies {
         : mTile(0), mLength(static_cast<int>(launch.p.height * launch.p.width)),
           mWalk(token(), kMapTile, place.direction, static_cast<int>(launch.p.height),
                 static_cast<int>(launch.p.width)) {
-        int64_t const scan = static_cast<int64_t>(place.image) * kDirections + place.direction,
-                      folds = (launch.p.states + kFold - 1) / kFold;
         int const channel = place.channel - place.pair * MapShape<T, kPer>::kChannels + lane() % kPieces * kPiece;
-        mBC = launch.BC + (scan * folds + fold) * launch.pitch * (2 * kFold) + 4 * thread();
-        mLow = launch.low + scan * launch.pitch * launch.lowColumns + 4 * thread();
+        mBC = launch.BC + (place.scan() * foldsOf(launch.p.states) + fold) * launch.pitch * (2 * kFold) + 4 * thread();
+        mLow = launch.low + place.scan() * launch.pitch * launch.lowColumns + 4 * thread();
         mX = launch.tokens + place.image * static_cast<int64_t>(mLength) * launch.channelPitch + channel;
         mMoves = channel < launch.channelPitch;
     }

@@ -73,8 +73,7 @@ MTMAMBA_DEVICE void prepareRuns(MapLaunch<T> const& launch, MapPlace const& plac
     SelectiveScan2DParams<T> const& p = launch.p;
     int const lane = static_cast<int>(threadIdx.x) % 32, mine = lane % 2 * S::kOwn; // the first channel that it moves
     int const height = static_cast<int>(p.height), width = static_cast<int>(p.width), length = height * width;
-    int64_t const scan = static_cast<int64_t>(place.image) * kDirections + place.direction;
-    float const* const low = launch.low + scan * launch.pitch * launch.lowColumns;
+    float const* const low = launch.low + place.scan() * launch.pitch * launch.lowColumns;
     Plane<float, S::kOwn> const sum(sums, launch, place);
     PairMemory<T, kPer>& own = memory.pairs[place.pair];
     PixelWalk toSave(lane / 2, kMapRun, place.direction, height, width);
@@ -202,7 +201,7 @@ MTMAMBA_DEVICE void startDirection(MapLaunch<T> const& launch, MapPlace const& p
 // The kernel's warps of the first kind, of the second, and the last: a block's scans, one after another.
 template <typename T, int kPer>
 MTMAMBA_DEVICE void scanAll(MapLaunch<T> const& launch, int pair, MapMemory<T, kPer>& memory) {
-    int const folds = static_cast<int>((launch.p.states + kFold - 1) / kFold);
+    int const folds = static_cast<int>(foldsOf(launch.p.states));
     for (MapTurn<T> turn(launch); turn.more(); turn.step()) {
         MapPlace const place = placeOf<T, kPer>(launch, turn, pair);
         for (int fold = 0; fold < folds; ++fold) {
@@ -213,7 +212,7 @@ MTMAMBA_DEVICE void scanAll(MapLaunch<T> const& launch, int pair, MapMemory<T, k
 }
 template <typename T, int kPer>
 MTMAMBA_DEVICE void prepareAll(MapLaunch<T> const& launch, int pair, MapMemory<T, kPer>& memory) {
-    int const folds = static_cast<int>((launch.p.states + kFold - 1) / kFold);
+    int const folds = static_cast<int>(foldsOf(launch.p.states));
     for (MapTurn<T> turn(launch); turn.more(); turn.step()) {
         MapPlace const place = placeOf<T, kPer>(launch, turn, pair);
         float* const sums = launch.sums[turn.part()];
@@ -229,7 +228,7 @@ MTMAMBA_DEVICE void prepareAll(MapLaunch<T> const& launch, int pair, MapMemory<T
 }
 
 template <typename T, int kPer> MTMAMBA_DEVICE void copyAll(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory) {
-    int const folds = static_cast<int>((launch.p.states + kFold - 1) / kFold);
+    int const folds = static_cast<int>(foldsOf(launch.p.states));
     for (MapTurn<T> turn(launch); turn.more(); turn.step()) {
         for (int fold = 0; fold < folds; ++fold) {
             meetBlock<MapShape<T, kPer>::kThreads>();

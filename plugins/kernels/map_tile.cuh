@@ -123,6 +123,7 @@ struct MapPlace {
     int channels, direction, pair;
     bool moves;
 
+    MTMAMBA_DEVICE int64_t scan() const { return static_cast<int64_t>(image) * kDirections + direction; }
     MTMAMBA_DEVICE int within(int lane) const { return lane < channels ? lane : channels - 1; }
     template <typename T> MTMAMBA_DEVICE int64_t row(SelectiveScan2DParams<T> const& p) const { // of the parameters
         return (static_cast<int64_t>(group) * kDirections + direction) * p.channels + channel;

@@ -26,6 +26,7 @@ template <typename T> struct alignas(2 * sizeof(T)) Two {
 // [pitch][2 kFold], then the low rank's, [pitch / 2][2 columns] as lowIndex says. What no token or state has is
 // zero.
 constexpr int kFold = 16; // states that are scanned at once
+MTMAMBA_HOST_DEVICE inline int64_t foldsOf(int64_t states) { return (states + kFold - 1) / kFold; }
 
 // The tensor cores take eight ranks at a time. Where feature r of a token lies: what a lane needs of two tokens for
 // eight ranks, r and r + 4, lies together; sixteen floats change places where that keeps the lanes of a warp in
@@ -236,7 +237,7 @@ MTMAMBA_DEVICE void orderPlane(OrderParams<T> const& p, int place, int scan, int
 }
 
 template <typename T> __global__ void __launch_bounds__(kOrderThreads) orderKernel(OrderParams<T> p) {
-    int const folds = static_cast<int>((p.states + kFold - 1) / kFold), columns = static_cast<int>(p.columns);
+    int const folds = static_cast<int>(foldsOf(p.states)), columns = static_cast<int>(p.columns);
     int const planes = folds + (columns + kLowTogether - 1) / kLowTogether;
     int const tiles = static_cast<int>(orderTiles(p.height, p.width)), block = static_cast<int>(blockIdx.x);
     int const place = block % tiles, plane = block / tiles % planes, scan = block / tiles / planes; // image, direction
@@ -319,7 +320,7 @@ template <typename T> cudaError_t launchTurn(TurnParams<T> const& p, cudaStream_
 
 template <typename T> cudaError_t launchOrder(OrderParams<T> const& p, cudaStream_t stream) {
     size_t const bytes = kOrderTile * (sizeof(T) * 2 * kFold + 4);
-    int64_t const planes = (p.states + kFold - 1) / kFold + (p.columns + kLowTogether - 1) / kLowTogether;
+    int64_t const planes = foldsOf(p.states) + (p.columns + kLowTogether - 1) / kLowTogether;
     int64_t const blocks = p.images * kDirections * planes * orderTiles(p.height, p.width);
     return launchLine(orderKernel<T>, blocks, kOrderThreads, bytes, stream, p);
 }

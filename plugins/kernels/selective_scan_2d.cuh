@@ -36,6 +36,7 @@ inline MapPlan mapPlan(int64_t images, int64_t channels) {
 
 // Where the parts of the workspace begin, in bytes.
 template <typename T> struct MapWorkspace {
+    int parts = 0; // of a sum, at most
     int64_t channelPitch = 0;
     int64_t BC = 0;       // x, channels last, comes first: [B, G, L, channelPitch] of T; then OrderParams::BC
     int64_t low = 0;      // OrderParams::low
@@ -46,13 +47,14 @@ template <typename T> struct MapWorkspace {
     int64_t bytes = 0;
 
     MapWorkspace(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
-                 int64_t states, int parts) {
+                 int64_t states, MapPlan const& plan)
+        : parts(maxPartsOf(plan.scans)) {
         int64_t const images = batch * groups, length = height * width, ofFloat = sizeof(float);
         pitch = (length + kMapPitch - 1) / kMapPitch * kMapPitch;
         channelPitch = (channels + kChannelPitch - 1) / kChannelPitch * kChannelPitch;
         BC = aligned(images * length * channelPitch * static_cast<int64_t>(sizeof(T)));
-        int64_t const folds = (states + kFold - 1) / kFold, scans = images * kDirections;
-        low = BC + aligned(scans * folds * pitch * 2 * kFold * ofFloat);
+        int64_t const scans = images * kDirections;
+        low = BC + aligned(scans * foldsOf(states) * pitch * 2 * kFold * ofFloat);
         sums = low + aligned(scans * pitch * lowColumns(rank) * ofFloat);
         sumBytes = aligned(images * length * channelPitch * ofFloat);
         sumCount = parts - (sizeof(T) == sizeof(float) && channels == channelPitch ? 1 : 0);
@@ -67,9 +69,10 @@ int64_t workspaceBytes(int64_t batch, int64_t groups, int64_t channels, int64_t 
                        int64_t states) {
     int64_t bytes = 0;
     for (int64_t images = batch * groups; images >= 1; --images) {
-        int const parts = maxPartsOf(mapPlan(images, channels).scans);
-        bytes = std::max(bytes, MapWorkspace<T>(images, 1, channels, height, width, rank, states, parts).bytes);
-        if (parts == kMaxParts) {
+        MapPlan const plan = mapPlan(images, channels);
+        MapWorkspace<T> const layout(images, 1, channels, height, width, rank, states, plan);
+        bytes = std::max(bytes, layout.bytes);
+        if (layout.parts == kMaxParts) {
             break;
         }
     }
@@ -114,8 +117,7 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     if (!sizes || !p.workspace || !p.y || address % 16 != 0) {
         return cudaErrorInvalidValue;
     }
-    int const parts = maxPartsOf(plan.scans);
-    MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, parts);
+    MapWorkspace<T> const layout(p.batch, p.groups, p.channels, p.height, p.width, p.rank, p.states, plan);
     char* const workspace = static_cast<char*>(p.workspace);
     auto* const BC = reinterpret_cast<float*>(workspace + layout.BC);
     auto* const low = reinterpret_cast<float*>(workspace + layout.low);
@@ -130,8 +132,8 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     launch.scans = plan.scans;
     launch.direct = p.channels == layout.channelPitch;
     SumParams<T> sum{};
-    int const inOutput = parts - static_cast<int>(layout.sumCount);
-    for (int i = 0; i < parts; ++i) {
+    int const inOutput = layout.parts - static_cast<int>(layout.sumCount);
+    for (int i = 0; i < layout.parts; ++i) {
         char* const from = workspace + layout.sums + (i - inOutput) * layout.sumBytes;
         launch.sums[i] = i < inOutput ? reinterpret_cast<float*>(p.y) : reinterpret_cast<float*>(from);
         sum.parts[i] = launch.sums[i];
@@ -141,7 +143,7 @@ cudaError_t launchSelectiveScan2D(SelectiveScan2DParams<T> const& p, MapPlan con
     if (error == cudaSuccess) {
         error = wide ? launchMapScan<T, 2>(launch, stream) : launchMapScan<T, 1>(launch, stream);
     }
-    if (error != cudaSuccess || (launch.direct && parts == 1)) {
+    if (error != cudaSuccess || (launch.direct && layout.parts == 1)) {
         return error;
     }
     sum.to = p.y;

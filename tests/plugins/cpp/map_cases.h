@@ -29,9 +29,7 @@ template <typename T> struct MapInputs {
     }
     int64_t workspaceBytes(mtmamba::MapPlan const& plan) const {
         auto const& [batch, groups, channels, height, width, rank, states] = sizes;
-        return mtmamba::MapWorkspace<T>(batch, groups, channels, height, width, rank, states,
-                                        mtmamba::maxPartsOf(plan.scans))
-            .bytes;
+        return mtmamba::MapWorkspace<T>(batch, groups, channels, height, width, rank, states, plan).bytes;
     }
     size_t outputs() const { return x.size(); }
 };
