@@ -23,7 +23,7 @@ namespace mtmamba {
 
 // A lane's states, of channels kPer quad + r: [r][8 i + 2 inQuad + j].
 template <int kPer> struct MapStates {
-    float h[kPer][2][2], A[kPer][2][2]; // A: in units of ln 2
+    float h[kPer][2][2], A[kPer][2][2];
 };
 
 // b of one token, as MapStates has its states: [i][2 r + j]. inputs: a part of d u of channels kPer quad + r.

@@ -16,8 +16,10 @@
 
 namespace mtmamba {
 
-// Cutting h to 11 bits makes y smaller by 0.36 units of the 11th bit on average: by this.
-template <typename T> constexpr float kRestored = sizeof(T) == sizeof(float) ? 1.F : 1.F + 0.72F / 2048;
+// From h of steps in units of ln 2 to y. Cutting h to 11 bits makes it smaller by 0.36 units of the 11th bit on
+// average.
+template <typename T>
+constexpr float kOutputScale = 0.693147181F * (sizeof(T) == sizeof(float) ? 1.F : 1.F + 0.72F / 2048);
 
 // y of the lane's token and channels.
 template <typename T, int kPer> MTMAMBA_DEVICE void readOutputs(float const* steps, float* values) {
@@ -47,7 +49,7 @@ MTMAMBA_DEVICE void scanRuns(MapLaunch<T> const& launch, MapPlace const& place, 
         int const i = s / (2 * kPer), j = s / kPer % 2, r = s % kPer;
         int64_t const state = fold * kFold + 8 * i + 2 * mapInQuad() + j;
         int64_t const channel = place.row(p) + place.within(kPer * mapQuad() + r);
-        states.A[r][i][j] = place.channels > 0 && state < p.states ? p.A[channel * p.states + state] * kLog2E : 0.F;
+        states.A[r][i][j] = place.channels > 0 && state < p.states ? p.A[channel * p.states + state] : 0.F;
         states.h[r][i][j] = 0.F;
     }
     int const length = static_cast<int>(p.height * p.width);
@@ -83,24 +85,22 @@ MTMAMBA_DEVICE void prepareRuns(MapLaunch<T> const& launch, MapPlace const& plac
             sum.load(toSave.at, summed);
         }
     };
-    // y of the lane's token and channels, but for what has been summed: of the run in `steps`.
-    auto const collect = [&](float const* steps, T const* inputs, float (&values)[S::kOwn]) {
-        readOutputs<T, kPer>(steps, values);
-        float u[S::kOwn] = {}, skip[S::kOwn] = {};
-        if (fold == 0) {
-            loadTogether<S::kOwn>(inputs + lane / 2 * S::kInputPitch + mine, u);
-            loadTogether<S::kOwn>(own.skip + mine, skip);
-        }
-        MTMAMBA_UNROLL
-        for (int i = 0; i < S::kOwn; ++i) {
-            values[i] = fmaf(skip[i], u[i], values[i] * kRestored<T>);
-        }
-    };
-    auto const finish = [&](int first, float (&values)[S::kOwn]) { // the run that begins with token `first`
+    bool const skips = fold == 0 && place.direction == 0; // this adds D u
+    // Finishes the run that begins with token `first`, of y that readOutputs read. inputs: x of the run's first token.
+    auto const finish = [&](int first, T const* inputs, float (&values)[S::kOwn]) {
         if (place.moves && first + lane / 2 < length) {
             MTMAMBA_UNROLL
             for (int i = 0; i < S::kOwn; ++i) {
-                values[i] += summed[i];
+                values[i] = fmaf(values[i], kOutputScale<T>, summed[i]);
+            }
+            if (skips) {
+                float u[S::kOwn], skip[S::kOwn];
+                loadTogether<S::kOwn>(inputs + lane / 2 * S::kInputPitch + mine, u);
+                loadTogether<S::kOwn>(own.skip + mine, skip);
+                MTMAMBA_UNROLL
+                for (int i = 0; i < S::kOwn; ++i) {
+                    values[i] = fmaf(skip[i], u[i], values[i]);
+                }
             }
             if (direct) {
                 Plane<T, S::kOwn>(p.y, launch, place).save(toSave.at, values);
@@ -121,7 +121,7 @@ MTMAMBA_DEVICE void prepareRuns(MapLaunch<T> const& launch, MapPlace const& plac
         float values[S::kOwn];
         Four raw[kPer];
         if (first >= kMapTile) {
-            collect(steps, before + run * S::kInputPitch, values);
+            readOutputs<T, kPer>(steps, values);
         }
         if (first < length) {
             startWithBias<kPer>(own.bias, raw);
@@ -133,7 +133,7 @@ MTMAMBA_DEVICE void prepareRuns(MapLaunch<T> const& launch, MapPlace const& plac
             }
         }
         if (first >= kMapTile) {
-            finish(first - kMapTile, values);
+            finish(first - kMapTile, before + run * S::kInputPitch, values);
         }
         __syncwarp(); // y has been read
         if (first < length) {
@@ -184,15 +184,18 @@ MTMAMBA_DEVICE void startDirection(MapLaunch<T> const& launch, MapPlace const& p
         return;
     }
     if (lane < S::kChannels) {
-        memory.pairs[place.pair].bias[lane] = p.dtBias[row + place.within(lane)];
-        memory.pairs[place.pair].skip[lane] = p.D[row + place.within(lane)];
+        memory.pairs[place.pair].bias[lane] = p.dtBias[row + place.within(lane)] * kLog2E;
+        float skip = 0.F; // of all directions, for the first one to add
+        for (int k = 0; k < kDirections && place.direction == 0; ++k) {
+            skip += p.D[row + k * p.channels + place.within(lane)];
+        }
+        memory.pairs[place.pair].skip[lane] = skip;
     }
     float* const weights = memory.weights() + place.pair * S::kChannels * 2 * columns;
     for (int i = lane; launch.staged() && i < S::kChannels * columns; i += 32) {
         int const c = i / columns, r = i % columns;
-        float const weight = r < rank ? p.dtWeight[(row + place.within(c)) * rank + r] : 0.F;
-        int const swap = static_cast<int>(lowSwap(static_cast<uint32_t>(c), static_cast<uint32_t>(columns)));
-        float* const to = weights + c * 2 * columns + ((r / 8 * 16) ^ swap) + r % 4 * 4 + r % 8 / 4; // as lowIndex
+        float const weight = r < rank ? p.dtWeight[(row + place.within(c)) * rank + r] * kLog2E : 0.F;
+        float* const to = weights + weightIndex<kPer>(c, r);
         to[0] = weight;
         to[2] = lostByTf32(weight);
     }

@@ -1,4 +1,4 @@
-// The steps d = softplus(dt_weight . low + dt_bias) of a run of SelectiveScan2D.
+// The steps d = softplus(dt_weight . low + dt_bias) of a run of SelectiveScan2D, in units of ln 2.
 #pragma once
 
 #include "kernels/map_tile.cuh"
@@ -21,30 +21,29 @@ template <int kPer> MTMAMBA_DEVICE void startWithBias(float const* bias, Four* r
     }
 }
 
+// Where the weight of a pair's channel lies in shared memory, as the tensor cores want it: eight ranks of all channels
+// together, r and r + 4 beside each other; two places on, its second part.
+template <int kPer> MTMAMBA_DEVICE int weightIndex(int channel, int r) {
+    return (r / 8 * kPer + channel / 8) * 128 + channel % 8 * 16 + r % 4 * 4 + r % 8 / 4;
+}
+
 // The step before softplus, from weights and features in shared memory: float32's accuracy from products of 11-bit
-// numbers, each operand in two parts. Features of half precision are one part exactly. weights: of the pair's first
-// channel; low: of the run's first token.
+// numbers, each operand in two parts. Features of half precision are one part exactly. weights: of the pair; low: of
+// the run.
 template <typename T, int kPer>
 MTMAMBA_DEVICE void addLowRank(int columns, float const* weights, float const* low, Four* raw) {
-    int const offset = mapQuad() * 2 * columns + 4 * mapInQuad();
-    int const swap = static_cast<int>(lowSwap(static_cast<uint32_t>(mapQuad()), static_cast<uint32_t>(columns)));
-    weights += offset;
-    low += offset;
-    if (columns == 0) {
-        return;
-    }
-    float a[4], w[kPer][4];
-    auto const load = [&](int r) {
-        loadFour(low + (r ^ swap), a);
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    weights += 4 * lane;
+    low += 4 * lane;
+    Four ofLost[kPer] = {};
+#pragma unroll 1
+    for (float const* const end = low + columns * kMapRun; low < end; low += 128, weights += kPer * 128) {
+        float a[4], w[kPer][4];
+        loadFour(low, a);
         MTMAMBA_UNROLL
         for (int i = 0; i < kPer; ++i) {
-            loadFour(weights + 16 * i * columns + (r ^ swap), w[i]);
+            loadFour(weights + i * 128, w[i]);
         }
-    };
-    Four ofLost[kPer] = {};
-    load(0);
-#pragma unroll 1
-    for (int r = 16;; r += 16) {
         MTMAMBA_UNROLL
         for (int i = 0; i < kPer; ++i) {
             float const high[2] = {w[i][0], w[i][1]}, lost[2] = {w[i][2], w[i][3]};
@@ -55,10 +54,6 @@ MTMAMBA_DEVICE void addLowRank(int columns, float const* weights, float const* l
                 multiplyTf32(lostOfA, high, &ofLost[i].value[0][0]);
             }
         }
-        if (r >= 2 * columns) {
-            break;
-        }
-        load(r);
     }
     MTMAMBA_UNROLL
     for (int i = 0; i < kPer; ++i) {
@@ -91,7 +86,7 @@ MTMAMBA_DEVICE void addAnyRank(MapLaunch<T> const& launch, MapPlace const& place
             float const sum = anyRank(launch.p.dtWeight + channel * rank, low, token, rank, launch.lowColumns);
             MTMAMBA_UNROLL
             for (int k = 0; k < 4; ++k) {
-                raw[i].value[k / 2][k % 2] += k == j ? sum : 0.F;
+                raw[i].value[k / 2][k % 2] += k == j ? sum * kLog2E : 0.F;
             }
         }
     }
@@ -110,7 +105,7 @@ template <typename T, int kPer> MTMAMBA_DEVICE void makeSteps(float* steps, T co
         for (int i = 0; i < 2 * kPer; ++i) {
             int const t = i / kPer, fragment = kPer == 2 ? k : 0, j = kPer == 2 ? i % 2 : k;
             Two<T> const two = *reinterpret_cast<Two<T> const*>(x + t * S::kInputPitch + 8 * fragment);
-            d[i] = DeviceMath::softplus(raw[fragment].value[t][j]);
+            d[i] = softplus2<T>(raw[fragment].value[t][j]);
             float const du = d[i] * toFloat(j ? two.second : two.first);
             high[i] = sizeof(T) == sizeof(float) ? roundedToTf32(du) : cutToTf32(du);
             lost[i] = du - high[i];

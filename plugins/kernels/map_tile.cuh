@@ -10,8 +10,6 @@
 
 namespace mtmamba {
 
-constexpr int kMapTile = 32; // tokens whose features are in shared memory
-constexpr int kMapRun = 16;  // tokens of it that a pair of warps takes at once
 constexpr int kTileRuns = kMapTile / kMapRun;
 constexpr int kMapAhead = 2;              // tiles whose copies are under way
 constexpr int kMapInputs = kMapAhead + 2; // tiles of x: that of the tile before is needed again
@@ -79,8 +77,8 @@ template <typename T, int kPer> struct alignas(16) PairMemory {
     float skip[S::kChannels], bias[S::kChannels];
 };
 
-// A block's. Behind it, up to kStagedRank: the step's weights in two parts, [channels][2 lowColumns], and tiles of the
-// low rank.
+// A block's. Behind it, up to kStagedRank: the step's weights in two parts, of every pair as weightIndex says, and
+// tiles of the low rank.
 template <typename T, int kPer> struct alignas(16) MapMemory {
     static constexpr int kPairs = MapShape<T, kPer>::kPairs, kChannels = kPairs * MapShape<T, kPer>::kChannels;
     float zeros[(kMapRun + 2) * kFold];

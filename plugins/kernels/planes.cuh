@@ -23,26 +23,22 @@ template <typename T> struct alignas(2 * sizeof(T)) Two {
 };
 
 // The features of a scan in the order of its direction, float32: for every kFold states a plane of B and C,
-// [pitch][2 kFold], then the low rank's, [pitch / 2][2 columns] as lowIndex says. What no token or state has is
-// zero.
-constexpr int kFold = 16; // states that are scanned at once
+// [pitch][2 kFold], then the low rank's, as lowIndex says. What no token or state has is zero.
+constexpr int kFold = 16;    // states that are scanned at once
+constexpr int kMapTile = 32; // tokens whose features are in shared memory
+constexpr int kMapRun = 16;  // tokens of it that a pair of warps takes at once
 MTMAMBA_HOST_DEVICE inline int64_t foldsOf(int64_t states) { return (states + kFold - 1) / kFold; }
 
-// The tensor cores take eight ranks at a time. Where feature r of a token lies: what a lane needs of two tokens for
-// eight ranks, r and r + 4, lies together; sixteen floats change places where that keeps the lanes of a warp in
-// different banks of shared memory.
+// The tensor cores take eight ranks of a run at a time; a lane needs r and r + 4 of two tokens, which lie together.
 MTMAMBA_HOST_DEVICE inline int64_t lowColumns(int64_t rank) { return (rank + 7) / 8 * 8; }
-MTMAMBA_HOST_DEVICE inline uint32_t lowSwap(uint32_t row, uint32_t columns) {
-    return columns % 16 == 0 ? row % 2 * 16 : 0;
-}
 MTMAMBA_HOST_DEVICE inline uint32_t lowIndex(uint32_t token, uint32_t r, uint32_t columns) {
-    uint32_t const pair = token / 2;
-    return pair * 2 * columns + ((r / 8 * 16) ^ lowSwap(pair, columns)) + r % 4 * 4 + r % 8 / 4 * 2 + token % 2;
+    return token / kMapRun * (kMapRun * columns) + r / 8 * (8 * kMapRun) + token % kMapRun / 2 * 16 + r % 4 * 4 +
+           r % 8 / 4 * 2 + token % 2;
 }
 template <typename T> struct OrderParams {
     T const* from; // [images, K, rank + 2 states, H, W]
     float* BC;     // [images, K, folds, pitch, 2 kFold]
-    float* low;    // [images, K, pitch, columns]
+    float* low;    // [images, K, pitch * columns], see lowIndex
     int64_t images;
     int64_t height;
     int64_t width;

@@ -145,19 +145,27 @@ void testMapByHand() {
 }
 
 // softplus over its whole range: relative error at most eight units of float32's rounding, and two for the rounding of
-// x, which moves the result by |x| units where it is small. Then what is not finite.
-void testSoftplus() {
+// x, which moves the result by |x| units where it is small; for half precision its polynomial's beside. In units of
+// ln 2 of x and the result too. Then what is not finite.
+template <typename Function> void testSoftplus(std::string const& name, double unit, double beside, Function function) {
     double worst = 0;
     for (double x = -86; x < 120; x += 0.0137) {
-        double const truth = softplus(static_cast<float>(x)), allowed = kEps32 * (8 + 2 * std::max(-x, 0.0));
-        worst = std::max(worst, std::abs(mtmamba::DeviceMath::softplus(static_cast<float>(x)) / truth - 1) / allowed);
+        auto const scaled = static_cast<float>(x / unit);
+        double const truth = softplus(scaled * unit) / unit, allowed = kEps32 * (8 + 2 * std::max(-x, 0.0)) + beside;
+        worst = std::max(worst, std::abs(function(scaled) / truth - 1) / allowed);
     }
-    std::printf("softplus: worst error / allowed %.3f\n", worst);
-    CHECK_NOTE(worst <= 1, std::to_string(worst));
+    std::printf("softplus %s: worst error / allowed %.3f\n", name.c_str(), worst);
+    CHECK_NOTE(worst <= 1, name + std::to_string(worst));
     float const infinity = std::numeric_limits<float>::infinity();
-    CHECK(mtmamba::DeviceMath::softplus(infinity) == infinity);
-    CHECK(mtmamba::DeviceMath::softplus(-infinity) == 0.F);
-    CHECK(std::isnan(mtmamba::DeviceMath::softplus(std::numeric_limits<float>::quiet_NaN())));
+    CHECK(function(infinity) == infinity);
+    CHECK(function(-infinity) == 0.F);
+    CHECK(std::isnan(function(std::numeric_limits<float>::quiet_NaN())));
+}
+void testSoftplus() {
+    double const unit = std::log(2.0);
+    testSoftplus("natural", 1, 0, mtmamba::DeviceMath::softplus);
+    testSoftplus("fp32", unit, 0, mtmamba::softplus2<float>);
+    testSoftplus("fp16", unit, 8.4e-6, mtmamba::softplus2<__half>);
 }
 
 // The launcher refuses what the kernels cannot do, and launches nothing.
