@@ -18,7 +18,7 @@ template <typename T, int kPer> class TileCopies {
         : mTile(0), mLength(static_cast<int>(launch.p.height * launch.p.width)),
           mWalk(token(), kMapTile, place.direction, static_cast<int>(launch.p.height),
                 static_cast<int>(launch.p.width)) {
-        int const channel = place.channel - place.pair * MapShape<T, kPer>::kChannels + lane() % kPieces * kPiece;
+        int const channel = place.channel - place.team * S::kChannels + lane() % kPieces * kPiece;
         mBC = launch.BC + (place.scan() * foldsOf(launch.p.states) + fold) * launch.pitch * (2 * kFold) + 4 * thread();
         mLow = launch.low + place.scan() * launch.pitch * launch.lowColumns + 4 * thread();
         mX = launch.tokens + place.image * static_cast<int64_t>(mLength) * launch.channelPitch + channel;
@@ -28,17 +28,17 @@ template <typename T, int kPer> class TileCopies {
     // Starts those of the next tile, none past the end.
     MTMAMBA_DEVICE void start(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory) {
         if (mTile * kMapTile < mLength) {
-            startFeatures(launch, memory, mTile % (kMapAhead + 1));
-            startInputs(launch, memory.x[mTile % kMapInputs]);
+            startFeatures(launch, memory);
+            startInputs(launch, memory.x[mTile % S::kInputs]);
         }
         ++mTile;
         __pipeline_commit();
     }
 
   private:
-    MTMAMBA_DEVICE void startFeatures(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory, int buffer) {
+    MTMAMBA_DEVICE void startFeatures(MapLaunch<T> const& launch, MapMemory<T, kPer>& memory) {
         constexpr int kRow = 2 * kFold; // floats
-        int const column = 4 * thread() % kRow;
+        int const column = 4 * thread() % kRow, buffer = mTile % S::kPlanes;
         float* const to =
             (column < kFold ? memory.B[buffer] : memory.C[buffer]) + 4 * thread() / kRow * kFold + column % kFold;
         MTMAMBA_UNROLL
@@ -48,7 +48,7 @@ template <typename T, int kPer> class TileCopies {
         mBC += kMapTile * kRow;
         if (launch.staged()) {
             int const floats = kMapTile * launch.lowColumns, left = floats - 4 * thread();
-            float* const low = memory.low(buffer, launch) + 4 * thread();
+            float* const low = memory.low(mTile % S::kLows, launch) + 4 * thread();
             MTMAMBA_UNROLL
             for (int i = 0; i < kMapTile * kStagedRank; i += 4 * kThreads) {
                 if (i < left) {
@@ -66,14 +66,14 @@ template <typename T, int kPer> class TileCopies {
         for (int i = 0; i < kTokens; i += 32 / kPieces) {
             int const t = i + lane() / kPieces, from = __shfl_sync(0xffffffffU, pixel, t);
             if (mMoves) {
-                __pipeline_memcpy_async(x + (firstToken() + t) * MapShape<T, kPer>::kInputPitch,
-                                        atPixel(mX, from, pixelBytes), 16);
+                __pipeline_memcpy_async(x + (firstToken() + t) * S::kInputPitch, atPixel(mX, from, pixelBytes), 16);
             }
         }
         mWalk.step();
     }
 
-    static constexpr int kWarps = MapShape<T, kPer>::kCopier ? 1 : MapShape<T, kPer>::kPairs, kThreads = 32 * kWarps;
+    using S = MapShape<T, kPer>;
+    static constexpr int kWarps = S::kHelpers ? 1 : S::kTeams, kThreads = 32 * kWarps;
     static constexpr int kTokens = kMapTile / kWarps;                      // of a warp
     static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));        // values
     static constexpr int kPieces = MapMemory<T, kPer>::kChannels / kPiece; // of a token
@@ -101,11 +101,12 @@ template <typename T, int kPer, bool kCopies> class RunCopies {
     }
     // Until all are in the turn of a tile's run `run`.
     MTMAMBA_DEVICE void meet(int run) {
+        using S = MapShape<T, kPer>;
         if (kCopies && run == 0) {
             __pipeline_wait_prior(kMapAhead - 1);
         }
-        meetBlock<MapShape<T, kPer>::kThreads>();
-        if (kCopies && run == 1) { // the tile before has been scanned
+        meetBlock<S::kThreads>();
+        if (kCopies && run == S::kShare % kTileRuns) { // a tile has been scanned
             mTiles.start(mLaunch, mMemory);
         }
     }

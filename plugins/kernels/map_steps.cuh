@@ -12,7 +12,7 @@ struct Four {
     float value[2][2];
 };
 
-// To each fragment the bias of its channels. bias: of the pair's first channel.
+// To each fragment the bias of its channels. bias: of the team's first channel.
 template <int kPer> MTMAMBA_DEVICE void startWithBias(float const* bias, Four* raw) {
     MTMAMBA_UNROLL
     for (int i = 0; i < kPer; ++i) {
@@ -21,14 +21,14 @@ template <int kPer> MTMAMBA_DEVICE void startWithBias(float const* bias, Four* r
     }
 }
 
-// Where the weight of a pair's channel lies in shared memory, as the tensor cores want it: eight ranks of all channels
+// Where the weight of a team's channel lies in shared memory, as the tensor cores want it: eight ranks of all channels
 // together, r and r + 4 beside each other; two places on, its second part.
 template <int kPer> MTMAMBA_DEVICE int weightIndex(int channel, int r) {
     return (r / 8 * kPer + channel / 8) * 128 + channel % 8 * 16 + r % 4 * 4 + r % 8 / 4;
 }
 
 // The step before softplus, from weights and features in shared memory: float32's accuracy from products of 11-bit
-// numbers, each operand in two parts. Features of half precision are one part exactly. weights: of the pair; low: of
+// numbers, each operand in two parts. Features of half precision are one part exactly. weights: of the team; low: of
 // the run.
 template <typename T, int kPer>
 MTMAMBA_DEVICE void addLowRank(int columns, float const* weights, float const* low, Four* raw) {
@@ -116,6 +116,47 @@ template <typename T, int kPer> MTMAMBA_DEVICE void makeSteps(float* steps, T co
         saveTogether<2 * kPer>(to + S::kLost + swapped, lost);
     }
 }
+
+// Prepares runs: the steps of a team's channels.
+template <typename T, int kPer> class MapPreparer {
+  public:
+    MTMAMBA_DEVICE MapPreparer(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kPer>& memory)
+        : mLaunch(launch), mPlace(place), mMemory(memory), mX(memory.x[0] + place.team * S::kChannels),
+          mLow(memory.low(0, launch)) {}
+
+    // Steps before softplus, of the run that begins with token `first`, `run` of the tile.
+    MTMAMBA_DEVICE void project(int first, int run) {
+        int const columns = mLaunch.lowColumns;
+        startWithBias<kPer>(mMemory.teams[mPlace.team].bias, mRaw);
+        if (mLaunch.staged()) {
+            float const* const weights = mMemory.weights() + mPlace.team * S::kChannels * 2 * columns;
+            addLowRank<T, kPer>(columns, weights, mLow + run * kMapRun * columns, mRaw);
+        } else {
+            float const* const low = mLaunch.low + (mPlace.scan() * mLaunch.pitch + first) * columns;
+            addAnyRank<T, kPer>(mLaunch, mPlace, low, mRaw);
+        }
+    }
+    // That run's d and d u.
+    MTMAMBA_DEVICE void make(int run) {
+        makeSteps<T, kPer>(mMemory.teams[mPlace.team].steps[run], mX + run * kMapRun * S::kInputPitch, mRaw);
+    }
+    MTMAMBA_DEVICE void nextTile() {
+        constexpr int kTile = kMapTile * S::kInputPitch;
+        T const* const all = mMemory.x[0] + mPlace.team * S::kChannels;
+        mX = mX == all + (S::kInputs - 1) * kTile ? all : mX + kTile;
+        float const* const first = mMemory.low(0, mLaunch);
+        mLow = mLow == mMemory.low(S::kLows - 1, mLaunch) ? first : mLow + kMapTile * mLaunch.lowColumns;
+    }
+
+  private:
+    using S = MapShape<T, kPer>;
+    MapLaunch<T> const& mLaunch;
+    MapPlace const& mPlace;
+    MapMemory<T, kPer>& mMemory;
+    T const* mX; // of the tile
+    float const* mLow;
+    Four mRaw[kPer];
+};
 
 } // namespace mtmamba
 

@@ -11,9 +11,9 @@
 namespace mtmamba {
 
 constexpr int kTileRuns = kMapTile / kMapRun;
-constexpr int kMapAhead = 2;              // tiles whose copies are under way
-constexpr int kMapInputs = kMapAhead + 2; // tiles of x: that of the tile before is needed again
-constexpr int kMapPitch = 32;             // tokens: a multiple of the tile
+constexpr int kMapAhead = 2;  // tiles whose copies are under way
+constexpr int kMapPitch = 32; // tokens: a multiple of the tile
+constexpr int kMapOwn = 8;    // channels of a token that a lane finishes
 
 // Contiguous tensors. T: float, __half or __nv_bfloat16. dtWeight, dtBias, A and D are float32 for every T.
 template <typename T> struct SelectiveScan2DParams {
@@ -38,19 +38,24 @@ template <typename T> struct SelectiveScan2DParams {
 
 constexpr int kStagedRank = 64; // the step's weights are in shared memory up to this rank
 
-// A pair of warps has 8 kPer channels; in row c / kPer of what follows is channel c. Pitches in elements, so that the
-// lanes of a warp meet different banks.
+// A team of warps has 8 kPer channels; in row c / kPer of what follows is channel c. For 16 channels one warp scans,
+// and one prepares and finishes. For 8, two share the states, two prepare every second run each, and of a block's two
+// teams one warp finishes and one copies. Pitches in elements, so that the lanes of a warp meet different banks.
 template <typename T, int kPer> struct MapShape {
-    static constexpr int kPairs = kPer == 2 ? 4 : 2; // of a block
-    static constexpr bool kCopier = kPer == 1;       // a warp of its own copies; else the second ones do
-    static constexpr int kThreads = 64 * kPairs + (kCopier ? 32 : 0);
+    static constexpr int kTeams = kPer == 2 ? 4 : 2; // of a block
+    static constexpr int kShare = kPer == 2 ? 1 : 2; // warps of a team that scan, and that prepare
+    static constexpr bool kHelpers = kPer == 1;      // warps of their own finish and copy
+    static constexpr int kThreads = 64 * kShare * kTeams + (kHelpers ? 64 : 0);
     static constexpr int kChannels = 8 * kPer;
-    static constexpr int kOwn = 4 * kPer; // channels of one token that a lane moves
-    static constexpr int kInputPitch = kPairs * kChannels + 16 / static_cast<int>(sizeof(T));
-    // Of a row: d, in whose place y comes, then d u in two parts of 11 bits, each [kMapRun][kPer]. In the second part
-    // the halves of a run change places if kPer = 2.
+    static constexpr int kInputPitch = kTeams * kChannels + 16 / static_cast<int>(sizeof(T));
+    // Of a row: d, then d u in two parts of 11 bits, each [kMapRun][kPer]. In the second part the halves of a run
+    // change places if kPer = 2. y comes in the place of d, or for two warps that scan behind, one after the other.
     static constexpr int kHigh = kMapRun * kPer, kLost = 2 * kHigh, kSwap = kPer == 2 ? 16 : 0;
-    static constexpr int kStepPitch = kLost + kHigh + 4 * kPer;
+    static constexpr int kOutput = kShare == 1 ? 0 : kLost + kHigh;
+    static constexpr int kStepPitch = kLost + kHigh + (kShare == 1 ? 8 : 2 * kMapRun + 4);
+    // Tiles in shared memory: with those that come, that which is scanned and the one before of B and C, one less of
+    // the low rank, and of x another one, whose y is finished.
+    static constexpr int kLows = kMapAhead + 1, kPlanes = kMapAhead + kShare, kInputs = kMapAhead + 1 + kShare;
 };
 
 template <typename T> struct MapLaunch {
@@ -70,28 +75,29 @@ template <typename T> struct MapLaunch {
     MTMAMBA_HOST_DEVICE bool staged() const { return lowColumns <= kStagedRank; }
 };
 
-// What a pair of warps has for itself.
-template <typename T, int kPer> struct alignas(16) PairMemory {
+// What a team has for itself.
+template <typename T, int kPer> struct alignas(16) TeamMemory {
     using S = MapShape<T, kPer>;
     float steps[2][8 * S::kStepPitch]; // of a run
     float skip[S::kChannels], bias[S::kChannels];
 };
 
-// A block's. Behind it, up to kStagedRank: the step's weights in two parts, of every pair as weightIndex says, and
+// A block's. Behind it, up to kStagedRank: the step's weights in two parts, of every team as weightIndex says, and
 // tiles of the low rank.
 template <typename T, int kPer> struct alignas(16) MapMemory {
-    static constexpr int kPairs = MapShape<T, kPer>::kPairs, kChannels = kPairs * MapShape<T, kPer>::kChannels;
+    using S = MapShape<T, kPer>;
+    static constexpr int kChannels = S::kTeams * S::kChannels;
     float zeros[(kMapRun + 2) * kFold];
-    float B[kMapAhead + 1][kMapTile * kFold], C[kMapAhead + 1][kMapTile * kFold]; // [token][state], see featureOf
-    T x[kMapInputs][kMapTile * MapShape<T, kPer>::kInputPitch];                   // [token][channel]
-    PairMemory<T, kPer> pairs[kPairs];
+    float B[S::kPlanes][kMapTile * kFold], C[S::kPlanes][kMapTile * kFold]; // [token][state], see featureOf
+    T x[S::kInputs][kMapTile * S::kInputPitch];                             // [token][channel]
+    TeamMemory<T, kPer> teams[S::kTeams];
 
     MTMAMBA_DEVICE float* weights() { return reinterpret_cast<float*>(this + 1); }
     MTMAMBA_DEVICE float* low(int buffer, MapLaunch<T> const& launch) {
         return weights() + (2 * kChannels + buffer * kMapTile) * launch.lowColumns;
     }
     static size_t bytes(MapLaunch<T> const& launch) {
-        int const staged = (2 * kChannels + (kMapAhead + 1) * kMapTile) * launch.lowColumns;
+        int const staged = (2 * kChannels + S::kLows * kMapTile) * launch.lowColumns;
         return sizeof(MapMemory) + (launch.staged() ? static_cast<size_t>(staged) * sizeof(float) : 0);
     }
 };
@@ -114,11 +120,11 @@ template <typename T> struct MapTurn {
     MTMAMBA_DEVICE int part() const { return static_cast<int>(blockIdx.x) - unit() * kDirections / launch.scans; }
 };
 
-// A pair's place: `channels` channels (0: none) from `channel` on, of image b * G + g, in one direction. moves: whether
+// A team's place: `channels` channels (0: none) from `channel` on, of image b * G + g, in one direction. moves: whether
 // the lane has channels to move.
 struct MapPlace {
     int image, group, channel;
-    int channels, direction, pair;
+    int channels, direction, team;
     bool moves;
 
     MTMAMBA_DEVICE int64_t scan() const { return static_cast<int64_t>(image) * kDirections + direction; }
@@ -129,18 +135,18 @@ struct MapPlace {
 };
 
 template <typename T, int kPer>
-MTMAMBA_DEVICE MapPlace placeOf(MapLaunch<T> const& launch, MapTurn<T> const& turn, int pair) {
+MTMAMBA_DEVICE MapPlace placeOf(MapLaunch<T> const& launch, MapTurn<T> const& turn, int team) {
     using S = MapShape<T, kPer>;
     int const unit = turn.unit(), channelBlocks = static_cast<int>(launch.channelBlocks);
     MapPlace place{};
-    place.pair = pair;
+    place.team = team;
     place.direction = turn.direction();
     place.image = unit / channelBlocks;
     place.group = place.image % static_cast<int>(launch.p.groups);
-    place.channel = (unit % channelBlocks * S::kPairs + pair) * S::kChannels;
+    place.channel = (unit % channelBlocks * S::kTeams + team) * S::kChannels;
     int const left = static_cast<int>(launch.p.channels) - place.channel;
     place.channels = left < 0 ? 0 : left < S::kChannels ? left : S::kChannels;
-    place.moves = static_cast<int>(threadIdx.x) % 2 * S::kOwn < place.channels;
+    place.moves = static_cast<int>(threadIdx.x) % 2 * kMapOwn < left;
     return place;
 }
 
@@ -156,24 +162,23 @@ template <typename T> MTMAMBA_DEVICE T* atPixel(T* base, int pixel, uint32_t pix
                                 static_cast<uint64_t>(static_cast<uint32_t>(pixel)) * pixelBytes);
 }
 
-// The kOwn channels that a lane moves of one image's tensor [.., L, channelPitch]: lanes 2t and 2t + 1 have token t of
-// a run.
-template <typename T, int kOwn> struct Plane {
+// The kMapOwn channels that a lane finishes of one image's tensor [.., L, channelPitch]: lanes 2t and 2t + 1 have token
+// t of a run.
+template <typename T> struct Plane {
     T* at; // the lane's first channel, pixel 0
     uint32_t pixelBytes;
 
     template <typename P>
     MTMAMBA_DEVICE Plane(T* tensor, P const& launch, MapPlace const& place)
-        : at(tensor + place.image * launch.p.height * launch.p.width * launch.channelPitch + place.channel + first()),
+        : at(tensor + place.image * launch.p.height * launch.p.width * launch.channelPitch + place.channel +
+             static_cast<int>(threadIdx.x) % 2 * kMapOwn),
           pixelBytes(static_cast<uint32_t>(launch.channelPitch * static_cast<int64_t>(sizeof(T)))) {}
 
-    static MTMAMBA_DEVICE int first() { return static_cast<int>(threadIdx.x) % 2 * kOwn; }
-
     MTMAMBA_DEVICE void load(int pixel, float* values) const {
-        loadTogether<kOwn>(atPixel(at, pixel, pixelBytes), values);
+        loadTogether<kMapOwn>(atPixel(at, pixel, pixelBytes), values);
     }
     MTMAMBA_DEVICE void save(int pixel, float const* values) const {
-        saveTogether<kOwn>(atPixel(at, pixel, pixelBytes), values);
+        saveTogether<kMapOwn>(atPixel(at, pixel, pixelBytes), values);
     }
 };
 

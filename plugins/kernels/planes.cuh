@@ -26,7 +26,7 @@ template <typename T> struct alignas(2 * sizeof(T)) Two {
 // [pitch][2 kFold], then the low rank's, as lowIndex says. What no token or state has is zero.
 constexpr int kFold = 16;    // states that are scanned at once
 constexpr int kMapTile = 32; // tokens whose features are in shared memory
-constexpr int kMapRun = 16;  // tokens of it that a pair of warps takes at once
+constexpr int kMapRun = 16;  // tokens of it that a team of warps takes at once
 MTMAMBA_HOST_DEVICE inline int64_t foldsOf(int64_t states) { return (states + kFold - 1) / kFold; }
 
 // The tensor cores take eight ranks of a run at a time; a lane needs r and r + 4 of two tokens, which lie together.

@@ -19,7 +19,7 @@ namespace mtmamba {
 
 // How the work is cut. Decided by the sizes alone, so that the workspace is known without a GPU.
 struct MapPlan {
-    int channels; // of a warp: 16 or 8
+    int channels; // of a team of warps: 16 or 8
     int scans;    // of a block, one after another: channels of an image in one direction
 };
 
@@ -27,7 +27,7 @@ struct MapPlan {
 // all blocks have a place; one each where that leaves too many empty; and where even then most multiprocessors have
 // none, 8 channels a warp. As measured: docs/kernels.md.
 inline MapPlan mapPlan(int64_t images, int64_t channels) {
-    int64_t const scans = images * ((channels + 63) / 64) * kDirections; // of 16 channels a warp
+    int64_t const scans = images * ((channels + 63) / 64) * kDirections; // of 16 channels a team
     if (scans < 112) {
         return {8, 1};
     }

@@ -46,6 +46,19 @@ MTMAMBA_DEVICE void loadFour(float const* source, float* target) {
     target[3] = v.w;
 }
 
+// kCount of them, 1, 2 or 4, aligned to their size.
+template <int kCount> MTMAMBA_DEVICE void loadSome(float const* source, float* target) {
+    if constexpr (kCount == 4) {
+        loadFour(source, target);
+    } else if constexpr (kCount == 2) {
+        float2 const v = *reinterpret_cast<float2 const*>(source);
+        target[0] = v.x;
+        target[1] = v.y;
+    } else {
+        target[0] = *source;
+    }
+}
+
 // What a block of the current device may have of shared memory.
 inline size_t maxSharedBytes() {
 #ifdef __CUDACC__
