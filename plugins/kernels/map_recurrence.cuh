@@ -82,7 +82,6 @@ MTMAMBA_DEVICE void stepStates(float* steps, int share, float const* B, float co
     steps += quad * S::kStepPitch;
     float const* const inputs = steps + (inQuad % 2 ? S::kLost : S::kHigh);
     float* const outputs = steps + S::kOutput + share * kMapRun;
-    int const swap = inQuad % 2 ? S::kSwap : 0;
     float d[4], du[4]; // d: of the next block
     float decays[kTogether][2 * kOf * kPer], c[2 * kOf] = {}, before[kOf][2], values[kTogether][kOf];
     auto const decaysOf = [&](int t) {
@@ -93,7 +92,7 @@ MTMAMBA_DEVICE void stepStates(float* steps, int share, float const* B, float co
         }
     };
     auto const load = [&](int block) {
-        loadFour(inputs + ((4 * block) ^ swap), du);
+        loadFour(inputs + 4 * block, du);
         MTMAMBA_UNROLL
         for (int t = 0; t < kTogether; ++t) {
             loadSome<kOf>(B + (block * kTogether + t) * kFold, values[t]);

@@ -95,7 +95,7 @@ MTMAMBA_DEVICE void addAnyRank(MapLaunch<T> const& launch, MapPlace const& place
 // d and d u of a run. x: of the run's first token.
 template <typename T, int kPer> MTMAMBA_DEVICE void makeSteps(float* steps, T const* x, Four const* raw) {
     using S = MapShape<T, kPer>;
-    int const token = 2 * mapQuad(), swapped = (token * kPer) ^ S::kSwap;
+    int const token = 2 * mapQuad();
     x += token * S::kInputPitch + 2 * mapInQuad();
     MTMAMBA_UNROLL
     for (int k = 0; k < 2; ++k) { // rows of steps: of a fragment each, or a fragment's channels
@@ -113,7 +113,7 @@ template <typename T, int kPer> MTMAMBA_DEVICE void makeSteps(float* steps, T co
         float* const to = steps + row * S::kStepPitch;
         saveTogether<2 * kPer>(to + token * kPer, d);
         saveTogether<2 * kPer>(to + S::kHigh + token * kPer, high);
-        saveTogether<2 * kPer>(to + S::kLost + swapped, lost);
+        saveTogether<2 * kPer>(to + S::kLost + token * kPer, lost);
     }
 }
 

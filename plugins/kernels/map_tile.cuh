@@ -48,11 +48,10 @@ template <typename T, int kPer> struct MapShape {
     static constexpr int kThreads = 64 * kShare * kTeams + (kHelpers ? 64 : 0);
     static constexpr int kChannels = 8 * kPer;
     static constexpr int kInputPitch = kTeams * kChannels + 16 / static_cast<int>(sizeof(T));
-    // Of a row: d, then d u in two parts of 11 bits, each [kMapRun][kPer]. In the second part the halves of a run
-    // change places if kPer = 2. y comes in the place of d, or for two warps that scan behind, one after the other.
-    static constexpr int kHigh = kMapRun * kPer, kLost = 2 * kHigh, kSwap = kPer == 2 ? 16 : 0;
-    static constexpr int kOutput = kShare == 1 ? 0 : kLost + kHigh;
-    static constexpr int kStepPitch = kLost + kHigh + (kShare == 1 ? 8 : 2 * kMapRun + 4);
+    // Of a row: d, then d u in two parts of 11 bits, each [kMapRun][kPer]. y comes in the place of d, or for two warps
+    // that scan behind, one's after the other's.
+    static constexpr int kHigh = kMapRun * kPer, kLost = 2 * kHigh, kOutput = kShare == 1 ? 0 : 3 * kHigh;
+    static constexpr int kStepPitch = (kShare == 1 ? 3 : 5) * kHigh + 4;
     // Tiles in shared memory: with those that come, that which is scanned and the one before of B and C, one less of
     // the low rank, and of x another one, whose y is finished.
     static constexpr int kLows = kMapAhead + 1, kPlanes = kMapAhead + kShare, kInputs = kMapAhead + 1 + kShare;
