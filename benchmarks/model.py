@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from mtmamba import MTMamba, preset
 from mtmamba.decoder import CTMBlock, DecoderStage, concat_tasks
+from mtmamba.ss2d import SS2D
+from mtmamba.stacked import StackedLinear, stacked_linear_channels_first
 
 RESULT = Path(__file__).parent / "model.json"
 GIB = 1 << 30
@@ -44,6 +46,7 @@ class TaskByTask(nn.Module):
         tasks = range(len(model.config.tasks))
         self.stages = nn.ModuleList(nn.ModuleList(_stm_part(model, s, t) for t in tasks) for s in range(3))
         self.blocks = nn.ModuleList(nn.ModuleList(_own_part(model, s, t) for t in tasks) for s in range(3))
+        self.shared = nn.ModuleList(_shared_scan(model, s) for s in range(3))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         levels = self.model.encoder(image)
@@ -51,14 +54,15 @@ class TaskByTask(nn.Module):
         for s, skip in enumerate(levels[2::-1]):
             xs = [stage(x, skip) for stage, x in zip(self.stages[s], xs, strict=True)]
             ctm = self.model.stages[s].get_submodule("ctm")
-            shared = ctm.shared(ctm.norm_shared(concat_tasks(torch.cat(xs, 1))).unsqueeze(1))
+            n = ctm.norm_shared(concat_tasks(torch.cat(xs, 1))).unsqueeze(1)
+            shared = self.shared[s](stacked_linear_channels_first(n, ctm.in_proj_shared.weight))
             xs = [_cross(block, x, shared) for block, x in zip(self.blocks[s], xs, strict=True)]
         return {name: head(x) for (name, head), x in zip(self.model.heads.items(), xs, strict=True)}
 
 
 def _cross(block: CTMBlock, x: Tensor, shared: Tensor) -> Tensor:
     n = block.norm(x)
-    own = block.own(n)
+    own = block.ss2d(stacked_linear_channels_first(n, block.in_proj.weight))
     return x + block.drop_path(block.out_proj(own + torch.sigmoid(block.gate(n)) * (shared - own)))
 
 
@@ -84,9 +88,16 @@ def _stm_part(model: MTMamba, stage: int, task: int) -> nn.Module:
 
 def _own_part(model: MTMamba, stage: int, task: int) -> CTMBlock:
     ctm = model.stages[stage].get_submodule("ctm")
-    single = CTMBlock(1, *_sizes(model, stage), ctm.drop_path.rate).eval()
-    del single.shared, single.norm_shared
+    dim, inner_dim, d_state = _sizes(model, stage)
+    single = CTMBlock(1, dim, inner_dim, d_state, ctm.drop_path.rate, mode="own").eval()
+    single.gate = StackedLinear(1, dim, inner_dim)
     _slice(ctm, single, task)
+    return single
+
+
+def _shared_scan(model: MTMamba, stage: int) -> SS2D:
+    single = SS2D(1, *_sizes(model, stage)).eval()
+    _slice(model.stages[stage].get_submodule("ctm.ss2d"), single, -1)
     return single
 
 

@@ -101,9 +101,9 @@ int main(int arguments, char** values) {
     for (Size const& first :
          {Size{"nyudv2", 4, 1536, 28, 36}, {"pascal-context", 5, 1536, 32, 32}, {"cityscapes", 2, 1536, 32, 64}}) {
         for (int stage = 0; stage < 3; ++stage) {
-            for (int64_t groups : {first.groups, int64_t{1}}) {
+            for (bool const cross : {false, true}) { // the cross-task block stacks the map that its tasks share, too
                 std::string const name = first.name + "." + std::to_string(stage + 1);
-                sizes.push_back({name + (groups == 1 ? ".shared" : ""), groups, first.channels >> stage,
+                sizes.push_back({name + (cross ? ".cross" : ""), first.groups + cross, first.channels >> stage,
                                  first.height << stage, first.width << stage});
             }
         }

@@ -1,7 +1,7 @@
 """The two-dimensional scan on a GPU, for scan.py --device cuda: the plugin, PyTorch, mamba_ssm, and the same bytes copied.
 
 Sizes: the SS2D of the three Swin-L decoder stages, as the model calls it, for every dataset of the paper: all of its tasks
-stacked (`nyudv2.1` and so on), and the cross-task block's shared map (`nyudv2.1.shared`), at batch 1 and 8.
+stacked (`nyudv2.1` and so on), and with them the map they share, in the cross-task block (`nyudv2.1.cross`), at batch 1 and 8.
 
 A row says how long a call takes (p50, p99), from events on the stream around each of many calls in a row, after a warm-up,
 with the inputs where the layers before would have left them. Beside it stands the work: `bytes` of all inputs and the output,
@@ -67,7 +67,7 @@ def sizes(batches: tuple[int, ...] = (1, 8)) -> Iterator[Size]:
             scale = 4 << (2 - stage)
             height, width = (length // scale for length in config.input_size)
             for batch in batches:
-                for suffix, groups in (("", len(config.tasks)), (".shared", 1)):
+                for suffix, groups in (("", len(config.tasks)), (".cross", len(config.tasks) + 1)):
                     yield Size(
                         name=f"{name}.{stage + 1}{suffix}",
                         batch=batch,

@@ -1,6 +1,7 @@
 """Checkpoints: ours (the configuration travels in the file) and the published ones, read as data, never as code."""
 
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from mtmamba.files import atomic_path, existing_file
 from mtmamba.model import MTMamba
 from mtmamba.published import from_published, infer_config, is_published
 
-FORMAT, VERSION = "mtmamba", 1
+FORMAT, VERSION = "mtmamba", 2
 
 
 def save_checkpoint(
@@ -50,13 +51,16 @@ def load_checkpoint(path: Path, device: str = "cpu") -> MTMamba:
     path = Path(path)
     content = read_content(path)
     if content.get("format") == FORMAT:
-        if content.get("version") != VERSION:
+        version = content.get("version")
+        if version not in (1, VERSION):
             raise MtmError(
-                f"{path}: expected a mtmamba checkpoint of version {VERSION}, found version {content.get('version')!r}; "
+                f"{path}: expected a mtmamba checkpoint of version 1 or {VERSION}, found version {version!r}; "
                 "use the mtmamba release that wrote it"
             )
         model = _model_of(content.get("config", {}), path)
         state = content.get("model")
+        if version == 1 and isinstance(state, dict):
+            state = _of_version_1(state, path)
     else:
         published = content.get("model", content)
         if not isinstance(published, dict) or not is_published(published):
@@ -118,6 +122,19 @@ def _check_sums(path: Path) -> None:
         damaged = archive.testzip()
     if damaged:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
+def _of_version_1(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Version 1 kept the two branches of `CTMBlock` apart, each with its SS2D: `ctm.own` and `ctm.shared`."""
+    parts: dict[str, list[Any]] = {}
+    try:
+        for name in sorted(state):  # own before shared
+            joined = name.replace(".ctm.shared.in_proj.", ".ctm.in_proj_shared.")
+            joined = re.sub(r"\.ctm\.(own|shared)\.", ".ctm.", joined)
+            parts.setdefault(joined, []).append(state[name])
+        return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise MtmError(f"{path}: the cross-task blocks' tensors do not fit each other; the file is damaged") from error
 
 
 def _load_state(model: MTMamba, state: Any, path: Path) -> None:

@@ -44,25 +44,11 @@ class STMBlock(nn.Module):
         return x + self.drop_path(self.out_proj(y))
 
 
-class MambaFeature(nn.Module):
-    """Mamba feature extraction of the cross-task block (paper section 3.5): in_proj, then SS2D; no gate.
-
-    [B, T, H, W, in_dim] -> [B, T, H, W, D].
-    """
-
-    def __init__(self, tasks: int, in_dim: int, dim: int, inner_dim: int, d_state: int) -> None:
-        super().__init__()
-        self.in_proj = StackedLinear(tasks, in_dim, inner_dim)
-        self.ss2d = SS2D(tasks, dim, inner_dim, d_state)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ss2d(stacked_linear_channels_first(x, self.in_proj.weight))
-
-
 class CTMBlock(nn.Module):
     """Cross-task Mamba block (paper section 3.5): every task's feature is mixed with one shared by all, by a learned gate.
 
     [B, T, H, W, C] -> the same: x_t + out_proj_t(g_t S + (1 - g_t) own_t), g_t = sigmoid(gate_t(LN x_t)).
+    own_t = SS2D(in_proj_t(LN x_t)), S = SS2D(in_proj_shared(LN(concat of all x_t))): one call with T + 1 groups, S the last.
     mode (paper Table 6): `learned`, or `own` for g = 0 and `shared` for g = 1, which lack what has no effect then.
     """
 
@@ -73,12 +59,13 @@ class CTMBlock(nn.Module):
         self.mode = mode
         if mode != "own":
             self.norm_shared = nn.LayerNorm(tasks * dim)
-            self.shared = MambaFeature(1, tasks * dim, dim, inner_dim, d_state)
+            self.in_proj_shared = StackedLinear(1, tasks * dim, inner_dim)
         if mode != "shared":
             self.norm = StackedLayerNorm(tasks, dim)
-            self.own = MambaFeature(tasks, dim, dim, inner_dim, d_state)
+            self.in_proj = StackedLinear(tasks, dim, inner_dim)
         if mode == "learned":
             self.gate = StackedLinear(tasks, dim, inner_dim)
+        self.ss2d = SS2D({"learned": tasks + 1, "own": tasks, "shared": 1}[mode], dim, inner_dim, d_state)
         self.out_proj = StackedLinear(tasks, inner_dim, dim)
         self.drop_path = StackedDropPath(drop_path)
 
@@ -87,15 +74,20 @@ class CTMBlock(nn.Module):
 
     def _mix(self, x: Tensor) -> Tensor:
         """[B, T or 1, H, W, D]"""
-        if self.mode == "own":
-            return self.own(self.norm(x))
-        shared = self.shared(self.norm_shared(concat_tasks(x)).unsqueeze(1))  # [B, 1, H, W, D]
         if self.mode == "shared":
-            return shared
+            return self.ss2d(self._shared(x))
         n = self.norm(x)
-        own = self.own(n)
-        gate = torch.sigmoid(self.gate(n))
-        return own + gate * (shared - own)
+        own = stacked_linear_channels_first(n, self.in_proj.weight)
+        if self.mode == "own":
+            return self.ss2d(own)
+        y = self.ss2d(torch.cat((own, self._shared(x)), 1))
+        own, shared = y[:, :-1], y[:, -1:]
+        return own + torch.sigmoid(self.gate(n)) * (shared - own)
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """[B, T, H, W, C] -> [B, 1, D, H, W]"""
+        n = self.norm_shared(concat_tasks(x)).unsqueeze(1)
+        return stacked_linear_channels_first(n, self.in_proj_shared.weight)
 
 
 def concat_tasks(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def _stacked_pointwise(shape: Shape, _tasks: int) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One tensor of ours and the published tensors, one a task, that are stacked to make it.
+    """One tensor of ours and the published tensors, one a task or shared by all, that are stacked to make it.
 
     published_shape: (shape of ours, number of published tensors) -> the shape of each of them.
     permute: gives the order of the last axis of ours in terms of the published one (patch merging only), or None.
@@ -67,10 +67,7 @@ def places(config: ModelConfig) -> Iterator[Place]:
         for ours, published, shape in _plus_stage(stage) if plus else _stage(stage, config.cross_task):
             if "ctm." in ours and config.cross_task == "none":
                 continue
-            names = (
-                tuple(published.format(task=task) for task in config.tasks) if "{task}" in published else (published,)
-            )
-            yield Place(ours=f"stages.{stage}.{ours}", published=names, published_shape=shape)
+            yield Place(ours=f"stages.{stage}.{ours}", published=_names(published, config.tasks), published_shape=shape)
     for task in config.tasks:
         for ours, published, shape in _PLUS_HEAD if plus else _HEAD:
             yield Place(ours=f"heads.{task}.{ours}", published=(published.format(task=task),), published_shape=shape)
@@ -113,7 +110,14 @@ def _merge_order(features: int) -> Tensor:
     return torch.arange(features).reshape(-1, 2, 2).permute(2, 1, 0).flatten()  # [C, kh, kw] -> [kw, kh, C]
 
 
-Row = tuple[str, str, Callable[[Shape, int], Shape]]  # ours, published with {task}, shape of each published tensor
+Row = tuple[str, str, Callable[[Shape, int], Shape]]  # ours, published (see _names), shape of each published tensor
+
+
+def _names(published: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """{task} stands for each task, {op} for each SS2D of the cross-task block: the tasks', then the shared one."""
+    if "{op}" in published:
+        return *(published.format(op=f"op.{task}") for task in tasks), published.format(op="op_share")
+    return tuple(published.format(task=task) for task in tasks) if "{task}" in published else (published,)
 
 
 def _rows(ours: str, published: str, tails: tuple[str, ...], shape: Callable[[Shape, int], Shape]) -> list[Row]:
@@ -133,7 +137,7 @@ _SS2D_PARTS: tuple[Row, ...] = (
 )
 
 
-def _mamba(ours: str, published: str, linears: tuple[str, ...] = ("in_proj",)) -> list[Row]:
+def _mamba(ours: str, published: str, linears: tuple[str, ...]) -> list[Row]:
     """SS2D and the linear layers around it, which are one module in the published code."""
     scan = [(f"{ours}.ss2d.{our_part}", f"{published}.{part}", shape) for our_part, part, shape in _SS2D_PARTS]
     return scan + [
@@ -159,11 +163,15 @@ def _stage(stage: int, cross_task: str) -> list[Row]:
         rows += _mamba(f"stm.{index}", f"{stm}.op", ("in_proj", "out_proj"))
     ctm = f"block_3.{stage}"
     if cross_task != "own":
-        rows += _rows("ctm.norm_shared", f"{ctm}.norm_share", PAIR, _same) + _mamba("ctm.shared", f"{ctm}.op_share")
+        rows += _rows("ctm.norm_shared", f"{ctm}.norm_share", PAIR, _same)
+        rows.append(("ctm.in_proj_shared.weight", f"{ctm}.op_share.in_proj.weight", _stacked))
     if cross_task != "shared":
-        rows += _rows("ctm.norm", f"{ctm}.norm.{{task}}", PAIR, _stacked) + _mamba("ctm.own", f"{ctm}.op.{{task}}")
+        rows += _rows("ctm.norm", f"{ctm}.norm.{{task}}", PAIR, _stacked)
+        rows.append(("ctm.in_proj.weight", f"{ctm}.op.{{task}}.in_proj.weight", _stacked))
     if cross_task == "learned":
         rows.append(("ctm.gate.weight", f"{ctm}.in_proj.{{task}}.weight", _stacked))
+    scan = {"own": "op.{task}", "shared": "op_share"}.get(cross_task, "{op}")
+    rows += _mamba("ctm", f"{ctm}.{scan}", ())
     return [*rows, ("ctm.out_proj.weight", f"{ctm}.out_proj.{{task}}.weight", _stacked)]
 
 

@@ -1,6 +1,7 @@
 """SS2D, the two-dimensional selective scan layer (VMamba section 4.2; MTMamba section 3.3), task-stacked.
 
-B batch, G stacked tasks, D inner channels, H W map, K = 4 directions, N states, R rank of the step.
+B batch, G groups (the stacked tasks; in the cross-task block also the map that they share), D inner channels, H W map,
+K = 4 directions, N states, R rank of the step.
 """
 
 import math
@@ -16,7 +17,7 @@ STEP_RANGE = (1e-3, 1e-1)  # the step softplus(dt_bias) starts log-uniform in th
 
 
 class SS2D(nn.Module):
-    """Depthwise 3x3 convolution, SiLU, four selective scans, LayerNorm: [G tasks] [B, G, D, H, W] -> [B, G, H, W, D].
+    """Depthwise 3x3 convolution, SiLU, four selective scans, LayerNorm, for each group: [B, G, D, H, W] -> [B, G, H, W, D].
 
     model_dim: C, which sets the rank R = ceil(C / 16); inner_dim: D; d_state: N. forward's `cross`, of x's shape, is what the
     low-rank step, B and C are projected from instead of the convolved x (MTMamba++'s cross SSM, TPAMI 2025 section 3.4).

@@ -21,7 +21,7 @@ from mtmamba.runtime.run_cli import main as run
 
 SIZE = (64, 96)  # the model's
 FRAMES, FPS, SOURCE_SIZE = 5, 12.0, (160, 120)
-SCANS = 12  # three stages; two STM blocks, and the CTM block's own and shared branch
+SCANS = 9  # three stages; two STM blocks and the CTM block
 
 
 def invoke(command, *arguments):

@@ -19,7 +19,7 @@ from mtmamba.train.engine import Trainer
 from mtmamba.train.plan import STATE_NAME
 from mtmamba.train.recipe import Recipe, differences
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -71,10 +71,15 @@ def read_state(path: Path) -> State:
     path = path / STATE_NAME if path.is_dir() else path
     content = read_content(path)
     training = content.get("training")
-    if not isinstance(training, dict) or training.get("version") != TRAINING_VERSION:
+    if not isinstance(training, dict):
         raise MtmError(
             f"{path}: expected the state of a training run, found a checkpoint without one; name the run's folder or its "
             f"{STATE_NAME} with --resume"
+        )
+    if training.get("version") != TRAINING_VERSION:
+        raise MtmError(
+            f"{path}: expected a training state of version {TRAINING_VERSION}, found version {training.get('version')!r}; "
+            "go on with the mtmamba release that wrote it, or start again without --resume"
         )
     try:
         return State(

@@ -72,7 +72,7 @@ def test_what_is_in_the_file(exported, golden):
     assert {"torch", "onnx", "mtmamba"} <= metadata.versions.keys()
     assert {f.name for f in exported.functions} == OPERATORS.keys()
     scans = [node for node in exported.graph.node if node.op_type == "SelectiveScan2D"]
-    assert len(scans) == 12  # 3 stages, 2 STM blocks and 2 branches of the CTM block
+    assert len(scans) == 9  # 3 stages, 2 STM blocks and the CTM block
     weights = {tensor.name for tensor in exported.graph.initializer}
     for node in scans:
         assert set(node.input[2:]) <= weights  # -exp(A_log) and its like are folded
@@ -117,7 +117,7 @@ def test_command(tmp_path, monkeypatch):
     result = invoke("--size", "64x64", "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
-    assert answer["onnx"] == "best.onnx" and answer["scan_nodes"] == 12
+    assert answer["onnx"] == "best.onnx" and answer["scan_nodes"] == 9
     assert all(d["passed"] for d in answer["differences"])
     onnx.checker.check_model(str(tmp_path / "best.onnx"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.onnx", "best.pth"]

@@ -50,7 +50,7 @@ def test_scan_parameters_stay_fp32(half):
     model, _ = half
     types = element_types(model)
     scans = [node for node in model.graph.node if node.op_type == "SelectiveScan2D"]
-    assert len(scans) == 12
+    assert len(scans) == 9
     for node in scans:
         assert [types[name] for name in node.input] == [FP16, FP16, FP32, FP32, FP32, FP32]
 
@@ -207,7 +207,7 @@ def test_nodes_are_named_after_their_modules(exported):
     assert len(set(names)) == len(names)
     by_operator = {node.name: node.op_type for node in exported.graph.node}
     scans = sorted(name.rpartition("/")[0] for name, kind in by_operator.items() if kind == "SelectiveScan2D")
-    stages = [[f"stages.{s}.{part}.ss2d" for part in ("ctm.own", "ctm.shared", "stm.0", "stm.1")] for s in range(3)]
+    stages = [[f"stages.{s}.{part}.ss2d" for part in ("ctm", "stm.0", "stm.1")] for s in range(3)]
     assert scans == sum(stages, [])
 
 

@@ -85,7 +85,45 @@ def test_foreign_state_dict(tmp_path):
 def test_other_version(saved, tmp_path):
     content = torch.load(saved[0], weights_only=True)
     torch.save({**content, "version": 99}, tmp_path / "new.pth")
-    refused(tmp_path / "new.pth", "version 1", "found version 99")
+    refused(tmp_path / "new.pth", "version 1 or 2", "found version 99")
+
+
+def version_1(content):
+    """The same checkpoint as version 1 had it: the cross-task block's SS2D in two, `shared` and `own` with a group a task."""
+    tasks, mode = len(content["config"]["tasks"]), content["config"]["cross_task"]
+    groups = {branch: count for branch, count in (("own", tasks), ("shared", 1)) if mode in (branch, "learned")}
+    in_proj = {"in_proj.weight": "own.in_proj.weight", "in_proj_shared.weight": "shared.in_proj.weight"}
+    state = {}
+    for name, tensor in content["model"].items():
+        block, _, part = name.partition(".ctm.")
+        if part.startswith("ss2d."):
+            size = len(tensor) // sum(groups.values())
+            parts = tensor.split([count * size for count in groups.values()])
+            state |= {f"{block}.ctm.{branch}.{part}": value for branch, value in zip(groups, parts, strict=True)}
+        else:
+            state[f"{block}.ctm.{in_proj.get(part, part)}" if part else name] = tensor
+    return {**content, "version": 1, "model": dict(sorted(state.items(), reverse=True))}  # shared first, as it was
+
+
+@pytest.mark.parametrize("cross_task", ["learned", "own", "shared"])
+def test_version_1(tmp_path, cross_task):
+    model = MTMamba(preset("nyudv2", "nano", cross_task=cross_task))
+    save_checkpoint(tmp_path / "best.pth", model)
+    content = version_1(read_content(tmp_path / "best.pth"))
+    assert not content["model"].keys() >= model.state_dict().keys()
+    torch.save(content, tmp_path / "old.pth")
+    loaded = load_checkpoint(tmp_path / "old.pth").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_damaged_version_1(saved, tmp_path):
+    content = version_1(read_content(saved[0]))
+    content["model"]["stages.1.ctm.shared.ss2d.D"] = torch.zeros(2)
+    torch.save(content, tmp_path / "old.pth")
+    refused(tmp_path / "old.pth", "tensors do not fit each other")
+    del content["model"]["stages.1.ctm.shared.ss2d.D"]
+    torch.save(content, tmp_path / "old.pth")
+    refused(tmp_path / "old.pth", "stages.1.ctm.ss2d.D has shape (4, 4, 24), expected (5, 4, 24)")
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(saved, tmp_path):

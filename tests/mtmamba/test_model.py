@@ -73,14 +73,11 @@ def test_stacked_tasks_equal_separate_decoders():
 
 
 def _task_slice(state, single, t):
-    """State of a one-task stage from a many-task one's; what all tasks share stays the single's own."""
-    result = {}
-    for name, tensor in single.items():
-        if name.startswith(("ctm.norm_shared", "ctm.shared")):
-            result[name] = tensor
-        else:
-            result[name] = state[name].reshape(-1, *tensor.shape)[t]
-    return result
+    """State of a one-task stage from a many-task one's; the cross-task block stays the single's own."""
+    return {
+        name: tensor if name.startswith("ctm.") else state[name].reshape(-1, *tensor.shape)[t]
+        for name, tensor in single.items()
+    }
 
 
 @pytest.mark.parametrize("height, width", [(64, 96), (50, 70), (33, 31)])

@@ -234,6 +234,9 @@ def test_damaged_states(tmp_path: Path, straight: tuple[list[Step], Path]) -> No
     with pytest.raises(MtmError, match="expected the state of a training run, found a checkpoint without one"):
         read_state(folder / "best.pth")
     content = read_content(folder / "last.pth")
+    torch.save({**content, "training": {**content["training"], "version": 1}}, tmp_path / "old.pth")
+    with pytest.raises(MtmError, match="expected a training state of version 2, found version 1"):
+        read_state(tmp_path / "old.pth")
     content["training"]["optimizer"]["param_groups"] = []
     torch.save(content, tmp_path / "last.pth")
     with pytest.raises(MtmError, match="the training state is damaged"):

@@ -65,7 +65,7 @@ def build(*arguments: object) -> dict[str, Any]:
 @pytest.mark.parametrize(("options", "tuned"), [((), 4), (("--opt-batch", "2"), 2)])
 def test_one_profile(free_onnx: Path, found: Found, options: tuple[str, ...], tuned: int) -> None:
     answer = build(free_onnx, *options)
-    assert answer["plugin_layers"] == 12
+    assert answer["plugin_layers"] == 9
     assert (answer["min_batch"], answer["batch"]) == (1, 4)
     shapes = [tuple(shape) for shape in found["profile"].get_shape("image")]
     assert shapes == [(batch, 3, 32, 32) for batch in (1, tuned, 4)] and found["count"] == 1
@@ -81,7 +81,7 @@ def test_pictures_at_the_ends_of_other_precisions(free_onnx: Path, found: Found,
     images = np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32)
     calibrate(load_onnx(free_onnx), [images, images[:1]], method="max").write(Path("c.json"))
     answer = build(free_onnx, f"--{precision}", "--picture-io", "--calibration", "c.json")
-    assert answer["plugin_layers"] == 12 and answer["io"] == "picture"
+    assert answer["plugin_layers"] == 9 and answer["io"] == "picture"
     shapes = [tuple(shape) for shape in found["profile"].get_shape("image")]
     assert shapes == [(batch, 32, 32, 3) for batch in (1, 4, 4)]
     assert found["shapes"] == {"image": (-1, 32, 32, 3), "semseg": (-1, 32, 32), "depth": (-1, 32, 32)}
