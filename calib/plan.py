@@ -23,11 +23,16 @@ BUILT_IN_OPS: dict[str, str] = {
     "Pow": "squares overflow FP16 from 256 on",
 }
 
+BUILT_IN_MODULES: dict[str, str] = {
+    "ctm.ss2d": "the cross-task block's maps, the tasks' and the shared one, have unlike ranges and would get one scale",
+}
+"""End of a module's path -> why its products and convolutions stay in 16 bits in an int8 or fp8 engine."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionPlan:
     """fp32_ops: operator type -> why every node of it stays FP32. fp32_nodes: node name -> why this one does.
-    not_quantised: node name -> why this one stays in 16 bits in an int8 or fp8 engine.
+    not_quantised: node name -> why this one stays in 16 bits in an int8 or fp8 engine, beside `BUILT_IN_MODULES`.
 
     The default is the conservative built-in plan that holds without calibration.
     """
@@ -39,6 +44,12 @@ class PrecisionPlan:
     def reason(self, name: str, op_type: str) -> str | None:
         """Why this node must stay FP32, or None if it need not."""
         return self.fp32_nodes.get(name) or self.fp32_ops.get(op_type)
+
+    def reason_16_bits(self, name: str) -> str | None:
+        """Why this node must not be quantised, or None if it may be. Nodes are named MODULE/NODE."""
+        module = f".{name.rpartition('/')[0]}"
+        built_in = (reason for end, reason in BUILT_IN_MODULES.items() if module.endswith(f".{end}"))
+        return self.not_quantised.get(name) or next(built_in, None)
 
     def to_dict(self) -> dict[str, Any]:
         return {

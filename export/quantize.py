@@ -1,8 +1,8 @@
 """Explicit quantisation: QuantizeLinear and DequantizeLinear around matrix products and convolutions with weights.
 
 Weights are stored as INT8 or FP8 (E4M3) with a scale a channel, activations get one scale a tensor; zero points are 0.
-Products of two activations (attention), the scan, norms and softmax stay as they are, and so does the layer that reads the
-image. Needs onnx, not torch.
+Products of two activations (attention), the scan, norms and softmax stay as they are, and so do the layer that reads the
+image and what the plan keeps. Needs onnx, not torch.
 
 T tasks: a task-stacked weight is [T, rows, columns], one matrix a task. ONNX allows scales along one axis only, so either
 every task has one or every output channel does (common to all tasks): whichever lies closer to the weights.
@@ -103,7 +103,7 @@ class _Quantizer:
             return IMAGE_REASON
         if activation not in self.ranges:
             return f"the calibration has no range of {activation}"
-        return self.plan.not_quantised.get(node.name)
+        return self.plan.reason_16_bits(node.name)
 
     def _constant(self, name: str, values: npt.NDArray[Any]) -> str:
         self.weights[name] = numpy_helper.from_array(values, name)

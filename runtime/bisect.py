@@ -99,7 +99,7 @@ def candidates_of(model: onnx.ModelProto, precision: str, plan: PrecisionPlan) -
         for node in folded.graph.node
         if (node.name in sites if sites is not None else node.op_type not in (*MOVES, "Constant"))
         and not plan.reason(node.name, node.op_type)
-        and node.name not in plan.not_quantised
+        and not (sites is not None and plan.reason_16_bits(node.name))
     ]
 
 

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mtmamba.calib.calibration import Calibration, Range
-from mtmamba.calib.plan import PrecisionPlan
+from mtmamba.calib.plan import BUILT_IN_MODULES, PrecisionPlan
 from mtmamba.errors import MtmError
 from mtmamba.export.emulate import emulated
 from mtmamba.export.precision import to_precision
@@ -147,6 +147,21 @@ def test_plans_hold():
     _, report = quantised("int8", plan=PrecisionPlan(fp32_nodes={"product": "wide"}))
     assert {e["name"]: e["reason"] for e in report["not_quantised"]}["product"] == "it stays FP32: wide"
     assert "product" in {entry["name"] for entry in report["fp32_nodes"]}
+
+
+def test_the_built_in_plan_holds_by_module():
+    model = stacked_model(weights_by("out"))
+    product = next(node for node in model.graph.node if node.name == "product")
+    for name, kept in (("stages.1.ctm.ss2d/product", True), ("stages.1.ctm.in_proj/product", False)):
+        product.name = name
+        _, report = to_precision(model, "int8", calibrated())
+        assert report["quantised_nodes"] == (not kept)
+        reasons = {entry["name"]: entry["reason"] for entry in report["not_quantised"]}
+        assert reasons.get(name) == (BUILT_IN_MODULES["ctm.ss2d"] if kept else None)
+        _, report = to_precision(model, "int8", calibrated(), plan=PrecisionPlan(not_quantised={name: "because"}))
+        assert {entry["name"]: entry["reason"] for entry in report["not_quantised"]}[name] == "because"
+    assert PrecisionPlan().reason_16_bits("stages.0.stm.0.ss2d/matmul") is None
+    assert PrecisionPlan().reason_16_bits("other_ctm.ss2d/matmul") is None
 
 
 def test_int8_clips_where_the_calibration_says():

@@ -130,6 +130,8 @@ def test_candidates(planted, calibrated):
     assert not {kinds[name] for name in sixteen} & {"Reshape", "Transpose", "Softmax", "LayerNormalization"}
     assert {kinds[name] for name in eight} == {"MatMul", "Conv"}
     assert not set(calibrated.kept["fp16"]) & (set(sixteen) | set(eight))
+    assert any(".ctm.ss2d/" in name for name in sixteen)
+    assert not any(".ctm.ss2d/" in name for name in eight), "the built-in plan keeps them in 16 bits"
 
 
 @pytest.mark.parametrize("needed", [[0], [7], [3, 4], [0, 9], [1, 5, 8], list(range(10)), [2, 3, 5, 7]])
