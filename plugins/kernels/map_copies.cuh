@@ -15,7 +15,7 @@ namespace mtmamba {
 template <typename T, int kPer> class TileCopies {
   public:
     MTMAMBA_DEVICE TileCopies(MapLaunch<T> const& launch, MapPlace const& place, int fold)
-        : mTile(0), mLength(static_cast<int>(launch.p.height * launch.p.width)),
+        : mTile(0), mLength(launch.length()),
           mWalk(token(), kMapTile, place.direction, static_cast<int>(launch.p.height),
                 static_cast<int>(launch.p.width)) {
         int const channel = place.channel - place.team * S::kChannels + lane() % kPieces * kPiece;
@@ -88,25 +88,23 @@ template <typename T, int kPer> class TileCopies {
     bool mMoves;
 };
 
-// The barriers of the turns, and the copies of those who copy.
-template <typename T, int kPer, bool kCopies> class RunCopies {
+// The barriers of the turns, and the copies, of the warps that copy.
+template <typename T, int kPer> class RunCopies {
   public:
     MTMAMBA_DEVICE RunCopies(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kPer>& memory, int fold)
         : mLaunch(launch), mMemory(memory), mTiles(launch, place, fold) {
         static_assert(kTileRuns == 2 && kMapAhead == 2, "turns of the copies");
-        if (kCopies) {
-            mTiles.start(mLaunch, mMemory);
-            mTiles.start(mLaunch, mMemory);
-        }
+        mTiles.start(mLaunch, mMemory);
+        mTiles.start(mLaunch, mMemory);
     }
     // Until all are in the turn of a tile's run `run`.
     MTMAMBA_DEVICE void meet(int run) {
         using S = MapShape<T, kPer>;
-        if (kCopies && run == 0) {
+        if (run == 0) {
             __pipeline_wait_prior(kMapAhead - 1);
         }
         meetBlock<S::kThreads>();
-        if (kCopies && run == S::kShare % kTileRuns) { // a tile has been scanned
+        if (run == S::kShare % kTileRuns) { // a tile has been scanned
             mTiles.start(mLaunch, mMemory);
         }
     }

@@ -72,9 +72,7 @@ template <typename T, int kPer> class MapFinisher {
     using S = MapShape<T, kPer>;
     static MTMAMBA_DEVICE int lane() { return static_cast<int>(threadIdx.x) % 32; }
     MTMAMBA_DEVICE TeamMemory<T, kPer>& own() { return mMemory.teams[kPer == 2 ? mPlace.team : lane() % 2]; }
-    MTMAMBA_DEVICE bool moves(int first) const {
-        return mPlace.moves && first + lane() / 2 < static_cast<int>(mLaunch.p.height * mLaunch.p.width);
-    }
+    MTMAMBA_DEVICE bool moves(int first) const { return mPlace.moves && first + lane() / 2 < mLaunch.length(); }
     MTMAMBA_DEVICE void load(int first) {
         if (!mFresh && moves(first)) {
             mSum.load(mWalk.at, mSummed);

@@ -41,7 +41,7 @@ MTMAMBA_DEVICE void scanRuns(MapLaunch<T> const& launch, MapPlace const& place, 
         states.A[r][i][j] = place.channels > 0 && state < p.states ? p.A[channel * p.states + state] : 0.F;
         states.h[r][i][j] = 0.F;
     }
-    int const length = static_cast<int>(p.height * p.width), runs = (length + kMapRun - 1) / kMapRun;
+    int const length = launch.length(), runs = (length + kMapRun - 1) / kMapRun;
     int at = 0; // of the run in the buffers of B and C
     for (int turn = 0; turn < S::kShare; ++turn) {
         meetBlock<S::kThreads>();
@@ -61,9 +61,9 @@ MTMAMBA_DEVICE void scanRuns(MapLaunch<T> const& launch, MapPlace const& place, 
 template <typename T, int kPer>
 MTMAMBA_DEVICE void prepareRuns(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kPer>& memory, int fold,
                                 MapFinisher<T, kPer> finisher) {
-    int const length = static_cast<int>(launch.p.height * launch.p.width);
+    int const length = launch.length();
     MapPreparer<T, kPer> preparer(launch, place, memory);
-    RunCopies<T, kPer, true> copies(launch, place, memory, fold);
+    RunCopies<T, kPer> copies(launch, place, memory, fold);
 #pragma unroll 1
     for (int tile = 0; tile < turnsOf<T, kPer>(length) * kMapRun; tile += kMapTile) {
         MTMAMBA_UNROLL
@@ -94,7 +94,7 @@ template <typename T, int kPer>
 MTMAMBA_DEVICE void prepareShare(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kPer>& memory,
                                  int share) {
     constexpr int kThreads = MapShape<T, kPer>::kThreads;
-    int const length = static_cast<int>(launch.p.height * launch.p.width), turns = turnsOf<T, kPer>(length);
+    int const length = launch.length(), turns = turnsOf<T, kPer>(length);
     MapPreparer<T, kPer> preparer(launch, place, memory);
     if (share == 1) {
         meetBlock<kThreads>();
@@ -121,7 +121,7 @@ MTMAMBA_DEVICE void prepareShare(MapLaunch<T> const& launch, MapPlace const& pla
 template <typename T, int kPer>
 MTMAMBA_DEVICE void finishRuns(MapLaunch<T> const& launch, MapFinisher<T, kPer> finisher) {
     constexpr int kThreads = MapShape<T, kPer>::kThreads, kBehind = MapShape<T, kPer>::kShare + 1;
-    int const length = static_cast<int>(launch.p.height * launch.p.width), turns = turnsOf<T, kPer>(length);
+    int const length = launch.length(), turns = turnsOf<T, kPer>(length);
 #pragma unroll 1
     for (int run = -kBehind; run < turns - kBehind; ++run) {
         meetBlock<kThreads>();
@@ -135,8 +135,8 @@ MTMAMBA_DEVICE void finishRuns(MapLaunch<T> const& launch, MapFinisher<T, kPer> 
 // The warp that copies, where those that prepare do not.
 template <typename T, int kPer>
 MTMAMBA_DEVICE void copyRuns(MapLaunch<T> const& launch, MapPlace const& place, MapMemory<T, kPer>& memory, int fold) {
-    int const length = static_cast<int>(launch.p.height * launch.p.width);
-    RunCopies<T, kPer, true> copies(launch, place, memory, fold);
+    int const length = launch.length();
+    RunCopies<T, kPer> copies(launch, place, memory, fold);
 #pragma unroll 1
     for (int first = 0; first < turnsOf<T, kPer>(length) * kMapRun; first += kMapTile) {
         MTMAMBA_UNROLL

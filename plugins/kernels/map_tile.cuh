@@ -72,6 +72,7 @@ template <typename T> struct MapLaunch {
     bool direct;    // where a block has all of an image's four orders, it writes y
 
     MTMAMBA_HOST_DEVICE bool staged() const { return lowColumns <= kStagedRank; }
+    MTMAMBA_HOST_DEVICE int length() const { return static_cast<int>(p.height * p.width); }
 };
 
 // What a team has for itself.
