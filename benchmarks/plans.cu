@@ -42,8 +42,13 @@ template <typename T> T* filled(int64_t count, float low, float high) {
     std::mt19937 generator(static_cast<unsigned>(count));
     std::uniform_real_distribution<float> draw(low, high);
     std::vector<T> values(static_cast<size_t>(count));
-    for (T& value : values) {
-        mtmamba::store(&value, draw(generator));
+    constexpr size_t kDrawn = 1 << 20; // the others repeat these
+    for (size_t i = 0; i < values.size(); ++i) {
+        if (i < kDrawn) {
+            mtmamba::store(&values[i], draw(generator));
+        } else {
+            values[i] = values[i - kDrawn];
+        }
     }
     return onDevice(values);
 }
@@ -108,7 +113,7 @@ int main(int arguments, char** values) {
             }
         }
     }
-    constexpr MapPlan kPlans[] = {{16, 1}, {16, 2}, {16, 3}, {16, 4}, {16, 6}, {16, 8}, {16, 12}, {8, 1}, {8, 2}};
+    constexpr MapPlan kPlans[] = {{16, 1}, {16, 2}, {16, 3}, {16, 4}, {16, 6}, {8, 1}, {8, 2}};
     std::printf("{\"device\": \"%s\", \"rows\": [", device.name);
     char const* comma = "";
     for (Size const& size : sizes) {

@@ -23,15 +23,24 @@ struct MapPlan {
     int scans;    // of a block, one after another: channels of an image in one direction
 };
 
-// For a GPU of 132 multiprocessors, each with places for two blocks of 16 channels a warp: so many scans a block that
-// all blocks have a place; one each where that leaves too many empty; and where even then most multiprocessors have
-// none, 8 channels a warp. As measured: docs/kernels.md.
+// For a GPU of 132 multiprocessors, each with places for two blocks of 16 channels a warp. As measured:
+// docs/kernels.md.
 inline MapPlan mapPlan(int64_t images, int64_t channels) {
+    constexpr int64_t kProcessors = 132, kPlaces = 2 * kProcessors;
     int64_t const scans = images * ((channels + 63) / 64) * kDirections; // of 16 channels a team
-    if (scans < 112) {
+    // Too few for the multiprocessors; or a second block on a few of them would decide the time.
+    if (scans < 112 || (scans > kProcessors && scans < 192)) {
         return {8, 1};
     }
-    return {16, scans < 480 ? 1 : static_cast<int>((scans + 263) / 264)};
+    // So many a block that all blocks have a place, if that fills nine places of ten.
+    int64_t const each = (scans + kPlaces - 1) / kPlaces;
+    if (each <= kDirections && 10 * scans >= 9 * each * kPlaces) {
+        return {16, static_cast<int>(each)};
+    }
+    // All four directions, so that no sums are left, unless too few blocks would come last; else one each.
+    int64_t const blocks = scans / kDirections;
+    bool const whole = blocks > kPlaces && (blocks % kPlaces >= kPlaces / 3 || blocks >= 8 * kPlaces);
+    return {16, whole ? kDirections : 1};
 }
 
 // Where the parts of the workspace begin, in bytes.
