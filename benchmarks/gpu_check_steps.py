@@ -16,7 +16,6 @@ RESULTS = WORK / "results"
 KERNELS = TREE / "plugins" / "tests" / "test_kernel_gpu"
 LIBRARY = TREE / "plugins" / "libmtmamba_plugins.so"
 HARNESS = WORK / "harness"
-PLANS = WORK / "plans"
 MAMBA = WORK / "mamba"
 ENCODERS = ("swin-tiny", "swin-large")
 
@@ -99,8 +98,21 @@ def _times(machine: Machine) -> list[Step]:
     no_torch = lambda: _no_gpu(machine) or need_module("torch") or need_module("timm")  # noqa: E731
     no_engine = lambda: _no_plugin(machine) or machine.tensorrt_missing  # noqa: E731
     model = "benchmarks/gpu_check_model.py"
-    compile_plans = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{machine.capability or 90}", "-Iplugins"]
-    compile_plans += ["benchmarks/plans.cu", "-o", str(PLANS)]
+
+    def compiled(name: str, summary: str) -> Step:
+        program, result = WORK / name, RESULTS / f"{name}.json"
+        compiler = ["nvcc", "-std=c++17", "-O3", f"-arch=sm_{machine.capability or 90}", "-Iplugins"]
+        make = shlex.join([*compiler, f"benchmarks/{name}.cu", "-o", str(program)])
+        return Step(
+            name=name,
+            summary=summary,
+            command=["bash", "-c", f"{make} && {program} > {result}"],
+            limit_s=300,
+            missing=lambda: _no_gpu(machine) or need("nvcc"),
+            result=result,
+            alone=True,
+        )
+
     return [
         timed(
             "scan",
@@ -114,15 +126,8 @@ def _times(machine: Machine) -> list[Step]:
             "benchmarks/gpu_check_counters.py",
             missing=lambda: _no_plugin(machine) or need("ncu"),
         ),
-        Step(
-            name="plans",
-            summary="every plan of the two-dimensional scan at every size: what mapPlan follows",
-            command=["bash", "-c", f"{shlex.join(compile_plans)} && {PLANS} > {RESULTS / 'plans.json'}"],
-            limit_s=300,
-            missing=lambda: _no_gpu(machine) or need("nvcc"),
-            result=RESULTS / "plans.json",
-            alone=True,
-        ),
+        compiled("pipes", "what exponentials, multiply-adds and the tensor cores' products take beside each other"),
+        compiled("plans", "every plan of the two-dimensional scan at every size: what mapPlan follows"),
         *(
             timed(
                 f"model-{encoder}",
