@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from gpu_check_steps import MAMBA, RESULTS, ROOT, WORK, Machine, Step, make_steps
 
@@ -222,14 +222,15 @@ def run(step: Step, log: TextIO) -> Outcome:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             status = "timeout"
+    no_json = status == "ok" and step.result is not None and result_of(step) is None
+    status = "failed" if no_json else status
     seconds = round(time.monotonic() - started, 1)
     output = own.read_text(encoding="utf-8", errors="replace")
     own.unlink()
     tell(log, f"\n===== {step.name}: {command}\n{output}")
     said = re.sub(r"\s+", " ", portable(output)[-LOG_TAIL:]).strip()
-    why = {"ok": "", "failed": f"exit status {process.returncode}: {said}"}.get(
-        status, f"took longer than {step.limit_s} s"
-    )
+    failed = f"expected JSON in {step.result.name}: {said}" if no_json else f"exit status {process.returncode}: {said}"
+    why = {"ok": "", "failed": failed}.get(status, f"took longer than {step.limit_s} s")
     print(f"{step.name:20}{status} in {seconds} s{'; ' + why if why else ''}", flush=True)
     return Outcome(name=step.name, status=status, seconds=seconds, command=command, why=why)
 
@@ -246,10 +247,16 @@ def portable(text: str) -> str:
     return FOLDERS.sub("", text.replace(sys.executable, "python3").replace(f"{ROOT}/", ""))
 
 
+def result_of(step: Step) -> Any:
+    """What it wrote; None where that is nothing, or no JSON."""
+    try:
+        return json.loads(step.result.read_text()) if step.result else None
+    except (OSError, ValueError):
+        return None
+
+
 def write(path: Path, machine: Machine, outcomes: list[Outcome], steps: list[Step]) -> None:
-    results = {
-        step.name: json.loads(step.result.read_text()) for step in steps if step.result and step.result.is_file()
-    }
+    results = {step.name: result for step in steps if (result := result_of(step)) is not None}
     everything = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),

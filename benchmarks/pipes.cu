@@ -95,8 +95,9 @@ template <int kExps, int kFmas, int kProducts> __global__ void __launch_bounds__
     p.out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
+char const* comma = ""; // before a row
+
 template <int kExps, int kFmas, int kProducts> void measure(PipeParams const& p, int processors) {
-    static char const* comma = "";
     for (int warps : {1, 2, 4}) { // of a scheduler
         for (int run = 0; run < 2; ++run) {
             pipesKernel<kExps, kFmas, kProducts><<<processors, 128 * warps>>>(p);

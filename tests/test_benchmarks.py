@@ -146,6 +146,8 @@ def test_outcomes(tmp_path):
     assert bad.status == "failed" and bad.why == "exit status 4: the reason"
     slow = outcome(tmp_path, "sleep 60 & wait", limit_s=1)
     assert slow.status == "timeout" and slow.seconds < 10
+    torn = outcome(tmp_path, f"echo '[1' > {tmp_path / 'torn'}", result=tmp_path / "torn")
+    assert torn.status == "failed" and torn.why.startswith("expected JSON in")
     missing = outcome(tmp_path, "exit 1", missing=lambda: "no tool")
     assert (missing.status, missing.why) == ("not run", "no tool")
     status = gpu_check.exit_status
