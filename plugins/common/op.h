@@ -71,8 +71,8 @@ struct Op {
     OpSpec spec;
     // Starts the kernels on the call's stream; cudaErrorInvalidValue for a type or size that there is no kernel for.
     cudaError_t (*launch)(Call const& call);
-    // Bytes of scratch memory for inputs of this type and these dimensions, exactly.
-    size_t (*workspaceBytes)(nvinfer1::DataType type, nvinfer1::Dims const* inputDims);
+    // Bytes of scratch memory for inputs of this type and of any dimensions between these.
+    size_t (*workspaceBytes)(nvinfer1::DataType type, nvinfer1::Dims const* smallest, nvinfer1::Dims const* largest);
 };
 
 // Calls run(T{}) for the C++ type of `type`, or answers `otherwise`.

@@ -179,15 +179,15 @@ int32_t OpPlugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbI
     });
 }
 
-// For the largest dimensions of the profile: smaller ones need less.
 size_t OpPlugin::getWorkspaceSize(DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const*,
                                   int32_t) const noexcept {
     return guarded<size_t>(mOp.spec.name, 0, [&]() -> size_t {
-        OpDims largest{};
+        OpDims smallest{}, largest{};
         for (int32_t i = 0; i < mOp.spec.inputs && i < nbInputs; ++i) {
+            smallest[static_cast<size_t>(i)] = in[i].min;
             largest[static_cast<size_t>(i)] = in[i].max;
         }
-        return mOp.workspaceBytes(in[0].desc.type, largest.data());
+        return mOp.workspaceBytes(in[0].desc.type, smallest.data(), largest.data());
     });
 }
 

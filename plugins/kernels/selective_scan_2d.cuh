@@ -72,14 +72,15 @@ template <typename T> struct MapWorkspace {
     static int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 };
 
-// Bytes of params.workspace that do for tensors of these sizes, and of smaller ones, whose plan may have more parts.
+// Bytes of params.workspace that do for tensors of these sizes and of any batch from `smallest` to `largest`: fewer
+// images may be cut into more parts.
 template <typename T>
-int64_t workspaceBytes(int64_t batch, int64_t groups, int64_t channels, int64_t height, int64_t width, int64_t rank,
-                       int64_t states) {
+int64_t workspaceBytes(int64_t smallest, int64_t largest, int64_t groups, int64_t channels, int64_t height,
+                       int64_t width, int64_t rank, int64_t states) {
     int64_t bytes = 0;
-    for (int64_t images = batch * groups; images >= 1; --images) {
-        MapPlan const plan = mapPlan(images, channels);
-        MapWorkspace<T> const layout(images, 1, channels, height, width, rank, states, plan);
+    for (int64_t batch = largest; batch >= std::max<int64_t>(smallest, 1); --batch) {
+        MapPlan const plan = mapPlan(batch * groups, channels);
+        MapWorkspace<T> const layout(batch, groups, channels, height, width, rank, states, plan);
         bytes = std::max(bytes, layout.bytes);
         if (layout.parts == kMaxParts) {
             break;

@@ -30,7 +30,7 @@ cudaError_t launch(Call const& call) {
     });
 }
 
-size_t noWorkspace(nvinfer1::DataType, nvinfer1::Dims const*) { return 0; }
+size_t noWorkspace(nvinfer1::DataType, nvinfer1::Dims const*, nvinfer1::Dims const*) { return 0; }
 
 } // namespace
 

@@ -12,7 +12,7 @@ namespace mtmamba {
 template <typename T>
 cudaError_t runSelectiveScan2D(SelectiveScan2DParams<T> const& params, MapPlan const& plan, cudaStream_t stream);
 
-// The same with the plan for these sizes: the workspace is of workspaceBytes<T>().
+// The same with the plan for these sizes: the workspace is of workspaceBytes<T>() for this batch.
 template <typename T> cudaError_t runSelectiveScan2D(SelectiveScan2DParams<T> const& params, cudaStream_t stream) {
     return runSelectiveScan2D(params, mapPlan(params.batch * params.groups, params.channels), stream);
 }

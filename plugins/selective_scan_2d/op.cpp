@@ -31,11 +31,11 @@ cudaError_t launch(Call const& call) {
     });
 }
 
-size_t workspaceOf(nvinfer1::DataType type, nvinfer1::Dims const* dims) {
-    int64_t const* const x = dims[kX].d;
-    int64_t const rank = dims[kDtWeight].d[3], states = dims[kA].d[3];
+size_t workspaceOf(nvinfer1::DataType type, nvinfer1::Dims const* smallest, nvinfer1::Dims const* largest) {
+    int64_t const* const x = largest[kX].d;
+    int64_t const rank = largest[kDtWeight].d[3], states = largest[kA].d[3], batch = smallest[kX].d[0];
     return withType(type, size_t{0}, [&](auto zero) {
-        return static_cast<size_t>(workspaceBytes<decltype(zero)>(x[0], x[1], x[2], x[3], x[4], rank, states));
+        return static_cast<size_t>(workspaceBytes<decltype(zero)>(batch, x[0], x[1], x[2], x[3], x[4], rank, states));
     });
 }
 

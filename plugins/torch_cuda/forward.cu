@@ -19,7 +19,7 @@ MTMAMBA_EXPORT int mtmambaCudaSelectiveScan(ScanArguments const* a, void* y, Pla
 
 MTMAMBA_EXPORT int64_t mtmambaCudaSelectiveScan2DBytes(MapArguments const* a) {
     return withType<int64_t>(a->type, -1, [&](auto zero) {
-        return workspaceBytes<decltype(zero)>(a->batch, a->groups, a->channels, a->height, a->width, a->rank,
+        return workspaceBytes<decltype(zero)>(a->batch, a->batch, a->groups, a->channels, a->height, a->width, a->rank,
                                               a->states);
     });
 }

@@ -148,11 +148,15 @@ def test_workspace(ask: Ask) -> None:
 
 
 def test_workspace_does_for_smaller_batches(ask: Ask) -> None:
-    """TensorRT asks once, with the largest shapes; fewer images may be cut into more parts."""
+    """TensorRT asks once, with the smallest and the largest shapes; fewer images may be cut into more parts."""
+
+    def asked(batch: int, smallest: int | str = "") -> int:
+        return int(
+            ask(f"workspace SelectiveScan2D 1 {text(dims_of('SelectiveScan2D', B=batch, G=1, D=384))} {smallest}")
+        )
+
     batches = range(1, 70)
-    sizes = [
-        int(ask(f"workspace SelectiveScan2D 1 {text(dims_of('SelectiveScan2D', B=B, G=1, D=384))}")) for B in batches
-    ]
-    assert sizes == sorted(sizes)
-    one = workspace_bytes(2, SIZES | {"B": 1, "G": 1, "D": 384})
-    assert sizes[0] == one and sizes[-1] < 69 * one, "the largest takes fewer parts"
+    own, since_one = [asked(B) for B in batches], [asked(B, 1) for B in batches]
+    assert since_one == [max(own[:B]) for B in batches]
+    assert own != sorted(own) and max(own[9:20]) == asked(20, 10)
+    assert own[0] == workspace_bytes(2, SIZES | {"B": 1, "G": 1, "D": 384})

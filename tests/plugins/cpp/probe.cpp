@@ -4,7 +4,7 @@
 //   formats OP INPUTS TYPE          POSITION/TYPE/FORMAT of what is accepted where the first input is TYPE
 //   dims OP TYPE D,D,..;D,D,..;..   "ok" or what configurePlugin said, for all inputs and the output
 //   shape OP D,D,..;D,D,..;..       the output's dimensions, for the inputs (and an output, ignored)
-//   workspace OP TYPE D,D,..;..     bytes
+//   workspace OP TYPE D,D,..;.. [D]  bytes, for a first dimension of the first tensor from D on
 #include <iostream>
 #include <sstream>
 
@@ -140,7 +140,10 @@ std::string workspace(Library const& lib, std::istream& line) {
     std::string op, text;
     int32_t type = 0;
     line >> op >> type >> text;
-    auto const tensors = tensorsOf(readDims(text), DataType(type));
+    auto tensors = tensorsOf(readDims(text), DataType(type));
+    if (int64_t smallest = 0; line >> smallest) {
+        tensors.front().min.d[0] = smallest;
+    }
     int32_t const inputs = static_cast<int32_t>(tensors.size()) - 1;
     return std::to_string(build(*lib.create(op))->getWorkspaceSize(tensors.data(), inputs, &tensors.back(), 1));
 }
