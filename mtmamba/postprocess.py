@@ -30,7 +30,7 @@ def postprocess(planes: Planes, task: Task, size: tuple[int, int]) -> Prediction
     """
     if planes.ndim == 2 or planes.dtype == np.uint8:
         return _from_picture(planes, task, size)
-    raw: Raw = np.asarray(planes, np.float32)
+    raw: Raw = np.ascontiguousarray(planes, np.float32)
     if raw.shape[0] != task.channels:
         raise ValueError(f"{task.name}: expected {task.channels} channels, found shape {raw.shape}")
     if task.kind == "labels":
@@ -83,14 +83,32 @@ def _labels(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     if raw.shape[1:] == size:
         return np.argmax(raw, axis=0).astype(np.uint8)
     # A running arg max: memory of a few planes, not of C, at the full size. Ties go to the lower class, as in argmax.
-    best, plane = _resize(raw[0], size), np.empty(size, np.float32)
-    labels, better = np.zeros(size, np.uint8), np.empty(size, bool)
-    for index in range(1, raw.shape[0]):
+    first, *others = that_can_win(raw)
+    best, plane = _resize(raw[first], size), np.empty(size, np.float32)
+    labels, better = np.full(size, first, np.uint8), np.empty(size, bool)
+    for index in others:
         _resize(raw[index], size, out=plane)
         np.greater(plane, best, out=better)
         np.maximum(labels, better.view(np.uint8) * np.uint8(index), out=labels)  # a later class has a higher number
         np.maximum(plane, best, out=best)
     return labels
+
+
+def that_can_win(raw: Raw) -> list[int]:
+    """The classes that may have the highest score somewhere once scores [C, h, w] are resized, in order. A resized score lies
+    between those of the four pixels around it: a class whose highest of four is nowhere another's lowest does not win."""
+    if min(raw.shape[1:]) < 2:
+        return list(range(raw.shape[0]))
+    to_beat = _of_four(np.minimum, raw[0])
+    for plane in raw[1:]:
+        np.maximum(to_beat, _of_four(np.minimum, plane), out=to_beat)
+    to_beat -= np.float32(1e-5) * np.abs(to_beat)  # more than rounding changes
+    return [index for index, plane in enumerate(raw) if not (_of_four(np.maximum, plane) < to_beat).all()]  # NaN stays
+
+
+def _of_four(which: np.ufunc, plane: Plane) -> Plane:
+    across = which(plane[:, 1:], plane[:, :-1])
+    return np.asarray(which(across[1:], across[:-1]), np.float32)
 
 
 def _normals(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.float32]:

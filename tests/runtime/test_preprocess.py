@@ -9,7 +9,7 @@ import pytest
 
 from mtmamba.errors import MtmError
 from mtmamba.metadata import ModelMetadata
-from mtmamba.postprocess import postprocess
+from mtmamba.postprocess import postprocess, that_can_win
 from mtmamba.runtime.preprocess import preprocess, resize_image
 from mtmamba.runtime.sources import read_image
 from mtmamba.tasks import IMAGENET_MEAN, IMAGENET_STD, Task, dataset
@@ -99,6 +99,36 @@ def test_labels_are_the_arg_max_of_the_resized_scores_and_ties_go_to_the_lower_c
     tied = (planes == planes.max(0)).sum(0) > 1
     assert 0.5 < tied.mean() < 0.9
     assert (postprocess(raw, task, size) == planes.argmax(0)).all()
+
+
+def resized_arg_max(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Every class resized, none left out."""
+    planes = [cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR) for plane in raw]
+    return np.argmax(np.stack(planes), axis=0)
+
+
+@pytest.mark.parametrize("size", [(90, 131), (47, 64), (11, 9), (1, 70)])
+@pytest.mark.parametrize("smooth", [0.0, 3.0, 9.0])
+def test_classes_that_are_left_out_win_nowhere(smooth: float, size: tuple[int, int]) -> None:
+    rng, task = np.random.default_rng(5), TASKS["semseg"]
+    raw = rng.normal(size=(task.channels, 24, 33)).astype(np.float32)
+    for plane in raw if smooth else ():
+        cv2.GaussianBlur(plane, (0, 0), smooth, dst=plane)
+    raw[7] = raw[3]  # a tie everywhere
+    raw[20:] -= np.float32(12)
+    kept = that_can_win(raw)
+    assert kept == sorted(kept) and len(kept) <= 20
+    assert (postprocess(raw, task, size) == resized_arg_max(raw, size)).all()
+    assert (postprocess(np.asfortranarray(raw), task, size) == resized_arg_max(raw, size)).all()
+
+
+def test_no_class_is_left_out_where_scores_are_not_numbers_or_too_few() -> None:
+    raw = np.zeros((5, 4, 4), np.float32)
+    raw[2] = 9
+    assert that_can_win(raw) == [2]
+    assert that_can_win(raw[:, :1]) == [0, 1, 2, 3, 4]
+    raw[2, 1, 1] = np.nan
+    assert 2 in that_can_win(raw)
 
 
 def test_extreme_scores_stay_finite() -> None:
