@@ -128,6 +128,12 @@ def _times(machine: Machine) -> list[Step]:
         ),
         compiled("pipes", "what exponentials, multiply-adds and the tensor cores' products take beside each other"),
         compiled("plans", "every plan of the two-dimensional scan at every size: what mapPlan follows"),
+        timed(
+            "pipeline",
+            "mtm-run's pipeline against its slowest stage alone, on this machine's cores",
+            "benchmarks/pipeline.py",
+            missing=lambda: need_module("av") or need_module("rich"),
+        ),
         *(
             timed(
                 f"model-{encoder}",
