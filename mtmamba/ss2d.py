@@ -5,6 +5,7 @@ K = 4 directions, N states, R rank of the step.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from mtmamba.ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
 from mtmamba.stacked import StackedLayerNorm
 
+SCAN_PARAMETERS = ("dt_weight", "dt_bias", "A_log", "D")
 STEP_RANGE = (1e-3, 1e-1)  # the step softplus(dt_bias) starts log-uniform in this range (Mamba section 3.6)
 
 
@@ -21,6 +23,8 @@ class SS2D(nn.Module):
 
     model_dim: C, which sets the rank R = ceil(C / 16); inner_dim: D; d_state: N. forward's `cross`, of x's shape, is what the
     low-rank step, B and C are projected from instead of the convolved x (MTMamba++'s cross SSM, TPAMI 2025 section 3.4).
+
+    half(), bfloat16() and to(dtype) leave SCAN_PARAMETERS in float32: the scan takes them so, and a decay is exp(step A).
     """
 
     def __init__(self, groups: int, model_dim: int, inner_dim: int, d_state: int) -> None:
@@ -37,6 +41,15 @@ class SS2D(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, N + 1).log().expand(G, K, D, N).clone())
         self.D = nn.Parameter(torch.ones(G, K, D))
         self.norm = StackedLayerNorm(G, D)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SS2D":
+        before = {name: getattr(self, name).data for name in SCAN_PARAMETERS}
+        super()._apply(fn, recurse)
+        for name, full in before.items():
+            parameter = getattr(self, name)
+            if full.dtype == torch.float32 and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = full.to(parameter.device)
+        return self
 
     def forward(self, x: Tensor, cross: Tensor | None = None) -> Tensor:
         groups, channels = x.shape[1:3]

@@ -1,5 +1,6 @@
 """The model is the paper's: parameter counts, the published code's numbers, tasks stacked or apart, any size."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from mtmamba import MTMamba, load_checkpoint, preset
 from mtmamba.errors import MtmError
 from mtmamba.published import to_published
+from mtmamba.ss2d import SCAN_PARAMETERS
 from mtmamba.swin import roll
 
 
@@ -99,6 +101,23 @@ def test_padding_is_at_the_bottom_and_right(golden):
         cropped, whole = model(image[:, :, :50, :70]), model(padded)
     for task in cropped:
         torch.testing.assert_close(cropped[task], whole[task][:, :, :50, :70])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision_leaves_the_scans_parameters_in_float32(dtype):
+    torch.manual_seed(0)
+    model, image = MTMamba(preset("nyudv2", "nano")).eval(), torch.randn(1, 3, 64, 96)
+    lower = copy.deepcopy(model).to(dtype)
+    full = {name: parameter for name, parameter in lower.named_parameters() if parameter.dtype == torch.float32}
+    assert {name.rsplit(".", 1)[1] for name in full} == set(SCAN_PARAMETERS)
+    assert all(torch.equal(full[name], parameter) for name, parameter in model.named_parameters() if name in full)
+    assert {parameter.dtype for parameter in lower.parameters()} == {torch.float32, dtype}
+    assert {parameter.dtype for parameter in lower.double().parameters()} == {torch.float64}
+    with torch.inference_mode():
+        expected, outputs = model(image), copy.deepcopy(model).to(dtype)(image.to(dtype))
+    for task, y in expected.items():
+        assert outputs[task].dtype == dtype
+        assert (outputs[task] - y).abs().max() < (0.02 if dtype == torch.float16 else 0.15) * y.abs().max()
 
 
 def test_cityscapes_answers_at_twice_the_size():
