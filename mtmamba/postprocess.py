@@ -102,7 +102,7 @@ def that_can_win(raw: Raw) -> list[int]:
     to_beat = _of_four(np.minimum, raw[0])
     for plane in raw[1:]:
         np.maximum(to_beat, _of_four(np.minimum, plane), out=to_beat)
-    to_beat -= np.float32(1e-5) * np.abs(to_beat)  # more than rounding changes
+    to_beat *= np.where(to_beat > 0, np.float32(1 - 1e-5), np.float32(1 + 1e-5))  # more than rounding changes
     return [index for index, plane in enumerate(raw) if not (_of_four(np.maximum, plane) < to_beat).all()]  # NaN stays
 
 

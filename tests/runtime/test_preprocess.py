@@ -1,5 +1,6 @@
 """Preprocessing and postprocessing against their definitions, written out again in float64."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +128,10 @@ def test_no_class_is_left_out_where_scores_are_not_numbers_or_too_few() -> None:
     raw[2] = 9
     assert that_can_win(raw) == [2]
     assert that_can_win(raw[:, :1]) == [0, 1, 2, 3, 4]
+    raw[2] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert that_can_win(raw) == [2]
     raw[2, 1, 1] = np.nan
     assert 2 in that_can_win(raw)
 
