@@ -5,6 +5,7 @@
 //
 // A row: so many instructions of each kind, independent of each other, again and again by every warp of every
 // multiprocessor. `clocks`: what a scheduler takes for them once; `ghz`: its clock meanwhile.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -39,6 +40,16 @@ template <int kCount> __device__ void keep(float (&values)[kCount]) {
     }
 }
 
+template <int kCount> __device__ float sumOf(float const (&values)[kCount]) {
+    float sum = 0.F;
+    for (float const value : values) {
+        sum += value;
+    }
+    return sum;
+}
+
+template <int... kCounts> constexpr int kLargest = std::max({kCounts...});
+
 constexpr int kRepeats = 4; // of the instructions in the loop
 
 template <int kExps, int kFmas, int kProducts> __global__ void __launch_bounds__(512) pipesKernel(PipeParams p) {
@@ -53,9 +64,7 @@ template <int kExps, int kFmas, int kProducts> __global__ void __launch_bounds__
     for (float& value : products) {
         value = 0.F;
     }
-    constexpr int kSteps = kExps > kFmas       ? (kExps > kProducts ? kExps : kProducts)
-                           : kFmas > kProducts ? kFmas
-                                               : kProducts;
+    constexpr int kSteps = kLargest<kExps, kFmas, kProducts>;
     keep(exps), keep(fmas), keep(products);
     long long const clock = clock64();
     unsigned long long const time = nanoseconds();
@@ -82,17 +91,7 @@ template <int kExps, int kFmas, int kProducts> __global__ void __launch_bounds__
         p.spent[0] = static_cast<unsigned long long>(clock64() - clock);
         p.spent[1] = nanoseconds() - time;
     }
-    float sum = 0.F;
-    for (float const value : exps) {
-        sum += value;
-    }
-    for (float const value : fmas) {
-        sum += value;
-    }
-    for (float const value : products) {
-        sum += value;
-    }
-    p.out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+    p.out[blockIdx.x * blockDim.x + threadIdx.x] = sumOf(exps) + sumOf(fmas) + sumOf(products);
 }
 
 char const* comma = ""; // before a row

@@ -21,6 +21,7 @@ import gpu_check_train  # noqa: E402
 import scan_gpu  # noqa: E402
 from model import TaskByTask  # noqa: E402
 
+from mtmamba import native  # noqa: E402
 from mtmamba.ops import selective_scan, selective_scan_2d  # noqa: E402
 
 SMALL = scan_gpu.Size(name="small", batch=2, groups=3, channels=20, height=5, width=7, rank=3)
@@ -122,6 +123,18 @@ def test_without_a_gpu_it_says_so(tmp_path):
         ("scan", "not run", "no NVIDIA GPU"),
     ]
     assert "no NVIDIA GPU" in (tmp_path / "gpu_check.log").read_text()
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.cu")), ids=lambda path: path.stem)
+def test_programs_for_a_gpu_compile(program, tmp_path):
+    nvcc = native.find_nvcc()
+    if nvcc is None:
+        pytest.skip("no CUDA toolkit: nvcc was not found")
+    command = [nvcc, "-std=c++17", "-O1", "-arch=sm_90", "-Werror=all-warnings", "-Iplugins", "-cubin"]
+    done = subprocess.run(
+        [*command, "-o", tmp_path / "out", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_bad_options(tmp_path):
