@@ -83,7 +83,8 @@ def _labels(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     if raw.shape[1:] == size:
         return np.argmax(raw, axis=0).astype(np.uint8)
     # A running arg max: memory of a few planes, not of C, at the full size. Ties go to the lower class, as in argmax.
-    first, *others = that_can_win(raw)
+    enlarges = size[0] * size[1] > 4 * raw[0].size  # else leaving out takes longer than what is left out
+    first, *others = that_can_win(raw) if enlarges else range(raw.shape[0])
     best, plane = _resize(raw[first], size), np.empty(size, np.float32)
     labels, better = np.full(size, first, np.uint8), np.empty(size, bool)
     for index in others:
@@ -99,16 +100,19 @@ def that_can_win(raw: Raw) -> list[int]:
     between those of the four pixels around it: a class whose highest of four is nowhere another's lowest does not win."""
     if min(raw.shape[1:]) < 2:
         return list(range(raw.shape[0]))
-    to_beat = _of_four(np.minimum, raw[0])
-    for plane in raw[1:]:
-        np.maximum(to_beat, _of_four(np.minimum, plane), out=to_beat)
+    step = max(1, 65_536 // raw[0].size)  # planes at a time: few calls, and what they make stays in the cache
+    blocks = [raw[index : index + step] for index in range(0, raw.shape[0], step)]
+    to_beat = _of_four(np.minimum, blocks[0]).max(axis=0)
+    for block in blocks[1:]:
+        np.maximum(to_beat, _of_four(np.minimum, block).max(axis=0), out=to_beat)
     to_beat *= np.where(to_beat > 0, np.float32(1 - 1e-5), np.float32(1 + 1e-5))  # more than rounding changes
-    return [index for index, plane in enumerate(raw) if not (_of_four(np.maximum, plane) < to_beat).all()]  # NaN stays
+    loses = [(_of_four(np.maximum, block) < to_beat).all(axis=(1, 2)) for block in blocks]  # NaN stays
+    return [int(index) for index in np.flatnonzero(~np.concatenate(loses))]
 
 
-def _of_four(which: np.ufunc, plane: Plane) -> Plane:
-    across = which(plane[:, 1:], plane[:, :-1])
-    return np.asarray(which(across[1:], across[:-1]), np.float32)
+def _of_four(which: np.ufunc, planes: Raw) -> Raw:
+    across = which(planes[:, :, 1:], planes[:, :, :-1])
+    return np.asarray(which(across[:, 1:], across[:, :-1]), np.float32)
 
 
 def _normals(raw: Raw, size: tuple[int, int]) -> npt.NDArray[np.float32]:
