@@ -74,6 +74,12 @@ class DepthScale:
             self.high = self.momentum * self.high + (1 - self.momentum) * high
         return self.low, max(self.high, self.low + 1e-3 * max(1.0, abs(self.low)))
 
+    def after(self, depth: Floats) -> "DepthScale":
+        """Take in one frame's depth [H, W]; return a scale of its own to draw that frame with, which nothing changes."""
+        fixed = DepthScale(momentum=1.0)
+        fixed.low, fixed.high = self.update(depth)
+        return fixed
+
 
 def paint(image: Picture, prediction: Prediction, task: Task, scale: DepthScale) -> tuple[Picture, Legend]:
     """The picture of one task's prediction over `image`, and its legend."""
@@ -117,7 +123,7 @@ def paint_labels(image: Picture, labels: npt.NDArray[np.uint8], task: Task) -> t
 
 def class_chips(labels: npt.NDArray[np.uint8], task: Task) -> tuple[Chip, ...]:
     """The classes present, the largest area first."""
-    counts = np.bincount(labels.ravel(), minlength=len(task.classes))[: len(task.classes)]
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()[: len(task.classes)].astype(int)
     order = np.argsort(-counts, kind="stable")
     table = palette_bgr(task)
     return tuple(

@@ -1,6 +1,7 @@
 """The output picture: the source and every task as titled tiles, each with its legend below. All colours are BGR."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -104,23 +105,33 @@ class Mosaic:
         image: the source [.., .., 3] uint8 BGR. raw: {task: [C, h, w] float32}, the model's outputs. name, note: what
         the source tile says, such as the file's name and the time.
         """
+        return self.begin(image, raw, name, note)()
+
+    def begin(self, image: Image, raw: dict[str, Planes], name: str, note: str) -> Callable[[], Picture]:
+        """`draw` in two halves: now what depends on the frames before; the rest when what is returned is called, from any
+        thread, beside those of other frames."""
         layout, blank = self._page((image.shape[1], image.shape[0]))
-        page = blank.copy()
         width, height = layout.picture
-        source = resize_image(image, (height, width))
-        _place(page, layout, 0, source)
-        self._caption(page, layout, name, note)
-        shares: tuple[Chip, ...] = ()
-        for cell, task in enumerate(self._tasks, start=1):
-            prediction = postprocess(raw[task.name], task, (height, width))
-            picture, legend = paint(source, prediction, task, self._scale)
-            footer = _place(page, layout, cell, picture)
-            if legend.ramp is not None:
-                draw_ramp(footer, legend.ramp)
-            draw_chips(footer, legend.chips)
-            shares = shares or (legend.chips if task.kind == "labels" else ())
-        self._shares_card(page, layout, shares)
-        return page
+        scale = scale_after(self._scale, raw, self._tasks, (height, width))
+
+        def rest() -> Picture:
+            page = blank.copy()
+            source = resize_image(image, (height, width))
+            _place(page, layout, 0, source)
+            self._caption(page, layout, name, note)
+            shares: tuple[Chip, ...] = ()
+            for cell, task in enumerate(self._tasks, start=1):
+                prediction = postprocess(raw[task.name], task, (height, width))
+                picture, legend = paint(source, prediction, task, scale)
+                footer = _place(page, layout, cell, picture)
+                if legend.ramp is not None:
+                    draw_ramp(footer, legend.ramp)
+                draw_chips(footer, legend.chips)
+                shares = shares or (legend.chips if task.kind == "labels" else ())
+            self._shares_card(page, layout, shares)
+            return page
+
+        return rest
 
     def _page(self, size: tuple[int, int]) -> tuple[Layout, Picture]:
         """The layout for a source of `size` (width, height), and the page with all that no frame changes."""
@@ -142,8 +153,10 @@ class Mosaic:
     def _caption(self, page: Picture, layout: Layout, name: str, note: str) -> None:
         x, y = layout.corner(0)
         bottom = y + layout.tile[1]
-        draw_text(page, fit_text(name, TEXT_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 44), TEXT_PX, BRIGHT)
-        draw_text(page, note, (x + PAD, bottom - 19), SMALL_PX, MUTED)
+        draw_text(
+            page, fit_text(name, TEXT_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 44), TEXT_PX, BRIGHT, on=CARD
+        )
+        draw_text(page, note, (x + PAD, bottom - 19), SMALL_PX, MUTED, on=CARD)
 
     def _shares_card(self, page: Picture, layout: Layout, shares: tuple[Chip, ...]) -> None:
         """The largest classes as bars: beside the facts where the card is wide, below them where it is high."""
@@ -157,6 +170,17 @@ class Mosaic:
             draw_bars(card[below:], "Largest classes", shares)
 
 
+def scale_after(
+    scale: DepthScale, raw: dict[str, Planes], tasks: tuple[Task, ...], size: tuple[int, int]
+) -> DepthScale:
+    """The scale to draw a frame with, once `scale` has taken in its depth. raw: as in `Mosaic.draw`. size: (height, width)
+    that it is drawn at."""
+    for task in tasks:
+        if task.kind == "depth":
+            return scale.after(np.asarray(postprocess(raw[task.name], task, size), np.float32))
+    return scale
+
+
 def _empty_tile(page: Picture, layout: Layout, cell: int, title: str, note: str) -> None:
     """A card with its title at the left and a muted note at the right of its head."""
     x, y = layout.corner(cell)
@@ -164,9 +188,9 @@ def _empty_tile(page: Picture, layout: Layout, cell: int, title: str, note: str)
     page[y : y + height, x : x + width] = CARD
     middle = y + HEADER // 2
     title = fit_text(title, TITLE_PX, width - 2 * PAD, bold=True)
-    used = PAD + draw_text(page, title, (x + PAD, middle), TITLE_PX, BRIGHT, bold=True)
+    used = PAD + draw_text(page, title, (x + PAD, middle), TITLE_PX, BRIGHT, bold=True, on=CARD)
     note = fit_text(note, SMALL_PX, width - used - 2 * PAD)
-    draw_text(page, note, (x + width - PAD, middle), SMALL_PX, MUTED, right=True)
+    draw_text(page, note, (x + width - PAD, middle), SMALL_PX, MUTED, right=True, on=CARD)
 
 
 def _place(page: Picture, layout: Layout, cell: int, picture: Picture) -> Picture:
@@ -203,8 +227,10 @@ def draw_facts(card: Picture, facts: Facts) -> None:
     _card_title(card, facts.title)
     column = 2 * PAD + 16 + max((text_width(label, TEXT_PX) for label, _ in facts.lines), default=0)
     for (label, value), middle in zip(facts.lines, _card_lines(card), strict=False):
-        draw_text(card, label, (2 * PAD, middle), TEXT_PX, MUTED)
-        draw_text(card, fit_text(value, TEXT_PX, card.shape[1] - column - 2 * PAD), (column, middle), TEXT_PX, BRIGHT)
+        draw_text(card, label, (2 * PAD, middle), TEXT_PX, MUTED, on=CARD)
+        draw_text(
+            card, fit_text(value, TEXT_PX, card.shape[1] - column - 2 * PAD), (column, middle), TEXT_PX, BRIGHT, on=CARD
+        )
 
 
 def draw_bars(card: Picture, title: str, chips: tuple[Chip, ...]) -> None:
@@ -215,15 +241,15 @@ def draw_bars(card: Picture, title: str, chips: tuple[Chip, ...]) -> None:
     largest = max((chip.share or 0.0) for chip in chips) or 1.0
     for chip, middle in zip(chips, _card_lines(card), strict=False):
         share = chip.share or 0.0
-        draw_text(card, fit_text(chip.name, TEXT_PX, 120), (2 * PAD, middle), TEXT_PX, BRIGHT)
+        draw_text(card, fit_text(chip.name, TEXT_PX, 120), (2 * PAD, middle), TEXT_PX, BRIGHT, on=CARD)
         end = names + max(2, round(room * share / largest))
         card[middle - 7 : middle + 7, names:end] = [channel // 2 + 90 for channel in chip.colour]
         card[middle - 6 : middle + 6, names + 1 : end - 1] = chip.colour
-        draw_text(card, f"{100 * share:.0f}%", (end + 10, middle), SMALL_PX, MUTED)
+        draw_text(card, f"{100 * share:.0f}%", (end + 10, middle), SMALL_PX, MUTED, on=CARD)
 
 
 def _card_title(card: Picture, title: str) -> None:
-    draw_text(card, title, (2 * PAD, 2 * PAD + 12), 22, BRIGHT, bold=True)
+    draw_text(card, title, (2 * PAD, 2 * PAD + 12), 22, BRIGHT, bold=True, on=CARD)
     card[2 * PAD + 36 : 2 * PAD + 37, 2 * PAD : -2 * PAD] = FAINT
 
 
@@ -244,12 +270,12 @@ def draw_chips(footer: Picture, chips: tuple[Chip, ...]) -> None:
         reserve = 16 + text_width(f"+{rest} more", SMALL_PX) if rest and row == 1 else 0
         if x + needed + reserve > width:
             if row == 1:
-                draw_text(footer, f"+{rest + 1} more", (x, rows[1]), SMALL_PX, MUTED)
+                draw_text(footer, f"+{rest + 1} more", (x, rows[1]), SMALL_PX, MUTED, on=CARD)
                 return
             x, row = PAD, 1
         _swatch(footer, x, rows[row], chip.colour)
-        end = x + 19 + draw_text(footer, name, (x + 19, rows[row]), SMALL_PX, BRIGHT)
-        draw_text(footer, share, (end + 6, rows[row]), SMALL_PX, MUTED)
+        end = x + 19 + draw_text(footer, name, (x + 19, rows[row]), SMALL_PX, BRIGHT, on=CARD)
+        draw_text(footer, share, (end + 6, rows[row]), SMALL_PX, MUTED, on=CARD)
         x += needed + 18
 
 
@@ -264,13 +290,13 @@ def draw_ramp(footer: Picture, ramp: Ramp) -> None:
     left, right, top = PAD + 4, footer.shape[1] - PAD - unit_width - 4, 14
     columns = np.linspace(0, len(ramp.colours) - 1, right - left).round().astype(int)
     footer[top : top + 14, left:right] = ramp.colours[columns]
-    draw_text(footer, ramp.unit, (footer.shape[1] - PAD, top + 7), SMALL_PX, MUTED, right=True)
+    draw_text(footer, ramp.unit, (footer.shape[1] - PAD, top + 7), SMALL_PX, MUTED, right=True, on=CARD)
     for value, label in ticks(ramp.low, ramp.high, most=max(2, (right - left) // 60)):
         x = left + round((value - ramp.low) / (ramp.high - ramp.low) * (right - left - 1))
-        footer[top + 14 : top + 19, x] = MUTED
         half = text_width(label, SMALL_PX) // 2
         start = min(max(x - half, 4), footer.shape[1] - 2 * half - 4)
-        draw_text(footer, label, (start, top + 30), SMALL_PX, BRIGHT)
+        draw_text(footer, label, (start, top + 30), SMALL_PX, BRIGHT, on=CARD)
+        footer[top + 14 : top + 19, x] = MUTED
 
 
 @lru_cache(maxsize=64)

@@ -19,8 +19,8 @@ from mtmamba.runtime.backends.base import Result
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame, Source
-from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, stage
-from mtmamba.runtime.views import open_view, page_names
+from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, shared_stage, stage
+from mtmamba.runtime.views import drawers, open_view, page_names
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
@@ -33,8 +33,9 @@ Inferred = tuple[Frame, dict[str, Planes]]
 class RunResult:
     """frames: written. skipped: names of those that could not be read. dropped: those a live source gave too fast.
     engine_ms_p50: the model alone on its device, milliseconds a frame, median. stages_ms_p50: each stage's busy time a
-    frame, median, in the order of the stages; the slowest one sets the pace. fps: frames a second end to end, from the
-    first byte read to the finished file. interrupted: Ctrl-C ended it early; what was written is complete."""
+    frame (of several threads: over their number), median, in the order of the stages; the slowest one sets the pace. fps:
+    frames a second end to end, from the first byte read to the finished file. interrupted: Ctrl-C ended it early; what was
+    written is complete."""
 
     frames: int
     skipped: tuple[str, ...]
@@ -181,7 +182,12 @@ def _draw(
         return ((frame, {}) for frame, _ in inferred)
     total = frames_to_do(source, max_frames)
     draw = open_view(outputs, source, backend, tasks, total)
-    return stage("draw", lambda item: (item[0], draw(*item)), inferred, meter, QUEUE)
+
+    def begin(item: Inferred) -> Callable[[], tuple[Frame, Pages]]:
+        pages = draw(*item)
+        return lambda: (item[0], pages())
+
+    return shared_stage("draw", begin, inferred, meter, QUEUE, drawers())
 
 
 def _batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -111,6 +112,43 @@ def stage(
             yield result
     finally:
         ahead.close()
+
+
+def shared_stage(
+    name: str,
+    begin: Callable[[T], Callable[[], U]],
+    items: Generator[T, None, None],
+    meter: Meter,
+    depth: int,
+    workers: int,
+) -> Generator[U, None, None]:
+    """A `stage` of several threads. `begin` takes the items one after another; what it returns is called by one of `workers`
+    threads. Results keep the items' order, and each comes as soon as it is there. The meter gets an item's time over the
+    number of threads: the pace."""
+
+    def call(rest: Callable[[], U], begun_s: float) -> U:
+        start = time.perf_counter()
+        result = rest()
+        meter.add(name, (begun_s + time.perf_counter() - start) * 1e3 / workers)
+        return result
+
+    def started(ahead: Prefetch[T]) -> Generator[Future[U], None, None]:
+        try:
+            for item in ahead:
+                start = time.perf_counter()
+                rest = begin(item)
+                yield pool.submit(call, rest, time.perf_counter() - start)
+        finally:
+            ahead.close()
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"mtm-{name}")
+    under_way = Prefetch(started(Prefetch(items, depth)), workers)
+    try:
+        for one in under_way:
+            yield one.result()
+    finally:
+        under_way.close()
+        pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:

@@ -5,14 +5,22 @@ from collections.abc import Callable
 from mtmamba.draw import DepthScale, Picture, paint
 from mtmamba.postprocess import Planes, postprocess
 from mtmamba.runtime.backends import Backend
-from mtmamba.runtime.mosaic import Facts, Mosaic
+from mtmamba.runtime.mosaic import Facts, Mosaic, scale_after
 from mtmamba.runtime.outputs import WHOLE, Outputs, Pages
 from mtmamba.runtime.preprocess import resize_image
 from mtmamba.runtime.sources import Frame, Source
+from mtmamba.runtime.threads import cores
 from mtmamba.tasks import Task
 
-Draw = Callable[[Frame, dict[str, Planes]], Pages]
+Draw = Callable[[Frame, dict[str, Planes]], Callable[[], Pages]]
+"""Given a frame and the model's outputs, what draws its pages: see `open_view`."""
 VIEWS = ("mosaic", "tasks")
+
+
+def drawers() -> int:
+    """Threads that draw. Drawing is the most work of all stages, and a GPU's frames come faster than one core draws them;
+    where cores are few, the others need them."""
+    return max(1, min(4, cores() // 3))
 
 
 def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:
@@ -21,14 +29,19 @@ def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:
 
 
 def open_view(outputs: Outputs, source: Source, backend: Backend, tasks: tuple[Task, ...], total: int | None) -> Draw:
-    """The function that draws a frame's pages. It holds a video's depth range and page size, so it is given the frames in
-    order, by one thread."""
+    """How a frame's pages are drawn, in two halves. The first holds a video's depth range and page size, so it is given the
+    frames in order, by one thread; what it returns draws one, on any thread."""
     still, one_size = not source.moving, outputs.form == "video"
     if outputs.view == "tasks":
-        return TaskPictures(tasks, still=still, one_size=one_size).draw
+        return TaskPictures(tasks, still=still, one_size=one_size).begin
     width = outputs.picture_width
     mosaic = Mosaic(tasks, facts_of(backend), still=still, one_size=one_size, picture_width=width)
-    return lambda frame, outputs: {WHOLE: mosaic.draw(frame.image, outputs, frame.source, caption(frame, total))}
+
+    def begin(frame: Frame, outputs: dict[str, Planes]) -> Callable[[], Pages]:
+        page = mosaic.begin(frame.image, outputs, frame.source, caption(frame, total))
+        return lambda: {WHOLE: page()}
+
+    return begin
 
 
 class TaskPictures:
@@ -39,15 +52,21 @@ class TaskPictures:
         self._scale = DepthScale(momentum=0.0 if still else 0.9)
         self._size: tuple[int, int] | None = None
 
-    def draw(self, frame: Frame, outputs: dict[str, Planes]) -> dict[str, Picture]:
+    def begin(self, frame: Frame, outputs: dict[str, Planes]) -> Callable[[], Pages]:
         if self._size is None or not self._one_size:
             height, width = frame.image.shape[:2]
             self._size = max(2, height - height % 2), max(2, width - width % 2)
-        image = resize_image(frame.image, self._size)
-        return {
-            task.name: paint(image, postprocess(outputs[task.name], task, self._size), task, self._scale)[0]
-            for task in self._tasks
-        }
+        size = self._size
+        scale = scale_after(self._scale, outputs, self._tasks, size)
+
+        def draw() -> dict[str, Picture]:
+            image = resize_image(frame.image, size)
+            return {
+                task.name: paint(image, postprocess(outputs[task.name], task, size), task, scale)[0]
+                for task in self._tasks
+            }
+
+        return draw
 
 
 def facts_of(backend: Backend) -> Facts:

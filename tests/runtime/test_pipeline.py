@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtmamba.runtime import outputs
+from mtmamba.runtime import run as running
 from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.outputs import Outputs, window
 from mtmamba.runtime.run import run
@@ -68,6 +69,20 @@ def test_stages_are_told_apart(clip: Path, toy_onnx: Path) -> None:
     assert list(answer["stages_ms_p50"]) == ["decode", "preprocess", "infer", "save raw", "draw", "write"]
     assert all(ms > 0 for ms in answer["stages_ms_p50"].values())
     assert answer["engine_ms_p50"] <= answer["stages_ms_p50"]["infer"]
+
+
+@pytest.mark.parametrize("view", ["mosaic", "tasks"])
+def test_several_threads_draw_what_one_does(
+    clip: Path, toy_onnx: Path, view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The depth's colours depend on the frames before, whichever thread draws them."""
+    for threads in (1, 4):
+        monkeypatch.setattr(running, "drawers", lambda threads=threads: threads)
+        run_json(clip, "--format", "png", "--view", view, "-o", f"of_{threads}")
+    ones = sorted(path.relative_to("of_1") for path in Path("of_1").rglob("*.png"))
+    assert len(ones) >= 9
+    for one in ones:
+        assert ("of_1" / one).read_bytes() == ("of_4" / one).read_bytes()
 
 
 class Changing(VideoFile):

@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import cv2
 import pytest
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, stage
+from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, shared_stage, stage
 
 
 def count_to(number: int, closed: list[bool] | None = None, fail_at: int = -1) -> Generator[int, None, None]:
@@ -107,3 +107,63 @@ def test_a_meters_memory_is_flat() -> None:
     for _ in range(20_000):
         meter.add("a", 1.0)
     assert len(meter.ms["a"]) == 10_000
+
+
+class TestAStageOfSeveralThreads:
+    def test_the_first_halves_come_in_order_and_so_do_the_results(self) -> None:
+        meter, closed, begun = Meter(), list[bool](), list[int]()
+        before = threading.active_count()
+
+        def begin(item: int) -> Callable[[], int]:
+            begun.append(item)
+            return lambda: time.sleep(0.004 * (item % 3)) or 10 * item  # the later ones are often done first
+
+        items = shared_stage("draw", begin, count_to(60, closed), meter, 4, workers=3)
+        assert list(items) == [10 * item for item in range(60)]
+        assert begun == list(range(60)) and closed == [True]
+        assert len(meter.ms["draw"]) == 60 and threading.active_count() == before
+
+    def test_it_is_as_many_times_faster_as_it_has_threads(self) -> None:
+        """Waiting needs no cores."""
+        meter = Meter()
+        start = time.perf_counter()
+        list(shared_stage("draw", lambda item: lambda: time.sleep(0.02), count_to(40), meter, 4, workers=4))
+        assert time.perf_counter() - start < 40 * 0.02 / 4 * 1.8
+        assert 5 <= sorted(meter.ms["draw"])[20] < 9  # the pace, in milliseconds
+
+    def test_a_result_does_not_wait_for_the_frames_after_it(self) -> None:
+        more = threading.Event()
+
+        def slow_source() -> Generator[int, None, None]:
+            yield 1
+            assert more.wait(20)
+            yield 2
+
+        items = shared_stage("draw", lambda item: lambda: item, slow_source(), Meter(), 4, workers=4)
+        assert next(items) == 1
+        more.set()
+        assert list(items) == [2]
+
+    @pytest.mark.parametrize("half", ["first", "second"])
+    def test_what_fails_comes_after_what_was_before_it(self, half: str) -> None:
+        def fail() -> int:
+            raise MtmError("nine")
+
+        def begin(item: int) -> Callable[[], int]:
+            if item == 9 and half == "first":
+                fail()
+            return fail if item == 9 else lambda: item
+
+        before, closed, seen = threading.active_count(), list[bool](), list[int]()
+        with pytest.raises(MtmError, match="nine"):
+            for item in shared_stage("draw", begin, count_to(10**9, closed), Meter(), 2, workers=3):
+                seen.append(item)
+        assert seen == list(range(9)) and closed == [True] and threading.active_count() == before
+
+    def test_it_stops_early(self) -> None:
+        closed: list[bool] = []
+        before = threading.active_count()
+        items = shared_stage("draw", lambda item: lambda: item, count_to(10**9, closed), Meter(), 2, workers=3)
+        assert next(items) == 0
+        items.close()
+        assert closed == [True] and threading.active_count() == before
