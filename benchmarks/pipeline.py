@@ -36,11 +36,11 @@ from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends.base import Array, Backend
 from mtmamba.runtime.outputs import Outputs, output_path, picture_output
 from mtmamba.runtime.preprocess import preprocess
-from mtmamba.runtime.run import QUEUE, run
+from mtmamba.runtime.run import DRAWERS, QUEUE, run
 from mtmamba.runtime.sources import Frame, open_source
-from mtmamba.runtime.threads import Meter, opencv_on_one_thread, shared_stage
+from mtmamba.runtime.threads import Meter, opencv_on_one_thread, several, shared_stage
 from mtmamba.runtime.video_out import video_output
-from mtmamba.runtime.views import drawers, open_view, page_names
+from mtmamba.runtime.views import open_view, page_names
 
 SOURCE_SIZE, INPUT_SIZE = (270, 480), (96, 160)  # height, width
 FIRST = 16  # frames that do not count
@@ -96,12 +96,12 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def make_clip(path: Path, frames: int) -> Path:
+def make_clip(path: Path, frames: int, size: tuple[int, int] = SOURCE_SIZE) -> Path:
     rng = np.random.default_rng(0)
-    wide = cv2.GaussianBlur(rng.integers(0, 256, (*SOURCE_SIZE, 3), dtype=np.uint8).repeat(2, 1), (0, 0), 5)
+    wide = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8).repeat(2, 1), (0, 0), 5)
     with video_output(path, 25) as writer:
         for index in range(frames):
-            writer.write(np.ascontiguousarray(wide[:, 2 * (index % 200) :][:, : SOURCE_SIZE[1]]))
+            writer.write(np.ascontiguousarray(wide[:, 2 * (index % 200) :][:, : size[1]]))
     return path
 
 
@@ -173,7 +173,7 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
         def done() -> Iterator[Any]:
             if stage == "draw":
                 begin = lambda frame: draw(frame, outputs)  # noqa: E731
-                yield from shared_stage("draw", begin, (frame for frame in frames), Meter(), QUEUE, drawers())
+                yield from shared_stage("draw", begin, (frame for frame in frames), Meter(), QUEUE, several(DRAWERS))
             else:
                 yield from map(work[stage], range(len(frames)))
 

@@ -19,11 +19,12 @@ from mtmamba.runtime.backends.base import Result
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sources import Frame, Source
-from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, shared_stage, stage
-from mtmamba.runtime.views import drawers, open_view, page_names
+from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, several, shared_stage, stage
+from mtmamba.runtime.views import open_view, page_names
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
+PREPARERS, DRAWERS = 2, 4  # threads at most, where there are cores: a GPU is faster than one of them
 
 Prepared = tuple[Frame, npt.NDArray[Any]]  # a frame and the model's input for it
 Inferred = tuple[Frame, dict[str, Planes]]
@@ -122,7 +123,10 @@ def _frames(source: Source, max_frames: int | None, meter: Meter) -> Generator[F
 
 
 def _prepare(frames: Generator[Frame, None, None], backend: Backend, meter: Meter) -> Generator[Prepared, None, None]:
-    return stage("preprocess", lambda frame: (frame, preprocess(frame.image, backend.metadata)), frames, meter, QUEUE)
+    def begin(frame: Frame) -> Callable[[], Prepared]:
+        return lambda: (frame, preprocess(frame.image, backend.metadata))
+
+    return shared_stage("preprocess", begin, frames, meter, QUEUE, several(PREPARERS))
 
 
 def _infer(
@@ -187,7 +191,7 @@ def _draw(
         pages = draw(*item)
         return lambda: (item[0], pages())
 
-    return shared_stage("draw", begin, inferred, meter, QUEUE, drawers())
+    return shared_stage("draw", begin, inferred, meter, QUEUE, several(DRAWERS))
 
 
 def _batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

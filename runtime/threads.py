@@ -151,6 +151,11 @@ def shared_stage(
         pool.shutdown(cancel_futures=True)
 
 
+def several(most: int) -> int:
+    """Threads for one stage: no more than `most`, nor than a third of the cores, which the other stages need too."""
+    return max(1, min(most, cores() // 3))
+
+
 def cores() -> int:
     """Those this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

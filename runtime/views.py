@@ -9,18 +9,11 @@ from mtmamba.runtime.mosaic import Facts, Mosaic, scale_after
 from mtmamba.runtime.outputs import WHOLE, Outputs, Pages
 from mtmamba.runtime.preprocess import resize_image
 from mtmamba.runtime.sources import Frame, Source
-from mtmamba.runtime.threads import cores
 from mtmamba.tasks import Task
 
 Draw = Callable[[Frame, dict[str, Planes]], Callable[[], Pages]]
 """Given a frame and the model's outputs, what draws its pages: see `open_view`."""
 VIEWS = ("mosaic", "tasks")
-
-
-def drawers() -> int:
-    """Threads that draw. Drawing is the most work of all stages, and a GPU's frames come faster than one core draws them;
-    where cores are few, the others need them."""
-    return max(1, min(4, cores() // 3))
 
 
 def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def test_several_threads_draw_what_one_does(
 ) -> None:
     """The depth's colours depend on the frames before, whichever thread draws them."""
     for threads in (1, 4):
-        monkeypatch.setattr(running, "drawers", lambda threads=threads: threads)
+        monkeypatch.setattr(running, "several", lambda most, threads=threads: threads)
         run_json(clip, "--format", "png", "--view", view, "-o", f"of_{threads}")
     ones = sorted(path.relative_to("of_1") for path in Path("of_1").rglob("*.png"))
     assert len(ones) >= 9
