@@ -134,6 +134,12 @@ def _times(machine: Machine) -> list[Step]:
             "benchmarks/pipeline.py",
             missing=lambda: need_module("av") or need_module("rich"),
         ),
+        timed(
+            "video",
+            "mtm-run's pipeline on a video, PyTorch's kernels in the engine's place",
+            "benchmarks/gpu_check_video.py",
+            missing=lambda: no_torch() or need_module("av") or need_module("rich") or need_module("cuda.bindings"),
+        ),
         *(
             timed(
                 f"model-{encoder}",
@@ -231,7 +237,11 @@ def prepend_cuda() -> None:
 
 
 def need_module(name: str) -> str:
-    return "" if find_spec(name) else f"no Python package {name}"
+    try:
+        found = find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        found = False
+    return "" if found else f"no Python package {name}"
 
 
 def built(path: Path) -> str:

@@ -109,7 +109,19 @@ def test_list_names_every_step():
     names = [line.split()[0] for line in done.stdout.splitlines()]
     models = [f"{what}-{encoder}" for what in ("model", "engine") for encoder in ("swin-tiny", "swin-large")]
     checks = ["cpp", "memcheck", "racecheck", "initcheck", "synccheck", "pytest", "accuracy"]
-    assert names == ["build", "mamba", *checks, "scan", "counters", "pipes", "plans", "pipeline", *models, "train"]
+    assert names == [
+        "build",
+        "mamba",
+        *checks,
+        "scan",
+        "counters",
+        "pipes",
+        "plans",
+        "pipeline",
+        "video",
+        *models,
+        "train",
+    ]
     assert "[not run: no NVIDIA GPU]" in done.stdout
 
 
