@@ -26,7 +26,6 @@ from mtmamba.runtime import load  # noqa: E402
 from mtmamba.runtime.backends import open_backend, tensorrt_backend  # noqa: E402
 from mtmamba.runtime.cuda import call, import_cudart  # noqa: E402
 from mtmamba.runtime.preprocess import preprocess  # noqa: E402
-from mtmamba.runtime.run_cli import main  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 SIZE = (64, 96)
@@ -141,6 +140,37 @@ def test_threads_share_an_engine(engine: Make) -> None:
             same(found, wanted[seed % 4])
 
 
+def test_two_gpus_at_the_same_time(put_in_place: Callable[..., Path]) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("only one GPU")
+    metadata = metadata_of(1)
+    models = []
+    for device in range(2):
+        torch.manual_seed(device)  # of other weights, so that they cannot be taken for each other
+        models.append(MTMamba(metadata.config).eval().to(f"cuda:{device}"))
+    path = put_in_place(lambda images: models[images.device.index](images), metadata)
+
+    def wanted_of(device: int, images: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            outputs = models[device](torch.from_numpy(images).to(f"cuda:{device}"))
+        return {name: value.cpu().numpy() for name, value in outputs.items()}
+
+    wanted = [[wanted_of(device, images_of(1, seed)) for seed in range(4)] for device in range(2)]
+
+    def run(device: int) -> None:
+        with open_backend(path, device=device) as backend:
+            for seed in range(12):
+                np.testing.assert_allclose(
+                    backend.infer(images_of(1, seed % 4))["depth"],
+                    wanted[device][seed % 4]["depth"],
+                    rtol=1e-3,
+                    atol=1e-4,
+                )
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+
+
 def test_all_memory_is_given_back(put_in_place: Callable[..., Path]) -> None:
     """Of contexts, streams, buffers and graphs. The engine is one that holds none itself: products of matrices would."""
     metadata = metadata_of(4)
@@ -183,6 +213,8 @@ def test_a_video_with_pictures_in_and_predictions_out(
 ) -> None:
     """mtm-run from the first byte to the finished video; the raw predictions it keeps are the model's."""
     pytest.importorskip("av", reason="PyAV is not installed")
+    from mtmamba.runtime.run_cli import main
+
     path, model, metadata = engine(batch=2, io="picture")
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
