@@ -26,6 +26,10 @@ def existing_file(path: Path, what: str) -> Path:
     return path
 
 
+_UMASK = os.umask(0o077)  # there is no asking for it but by setting it, which no other thread may see
+os.umask(_UMASK)
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` if the block succeeds, else delete it.
@@ -47,9 +51,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
