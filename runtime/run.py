@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,7 +25,7 @@ from mtmamba.runtime.views import open_view, page_names
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
-PREPARERS, DRAWERS = 2, 4  # threads at most, where there are cores: a GPU is faster than one of them
+PREPARERS, DRAWERS, PNG_WRITERS = 2, 4, 4  # threads at most, where there are cores: a GPU is faster than one of them
 
 Prepared = tuple[Frame, npt.NDArray[Any]]  # a frame and the model's input for it
 Inferred = tuple[Frame, dict[str, Planes]]
@@ -73,17 +74,25 @@ def run(
             writes.append(stack.enter_context(window(f"mtm-run {source.label}", pages)))
 
         def write(item: tuple[Frame, Pages]) -> None:
-            nonlocal done
             for one in writes:
                 one(*item)
+
+        def count() -> None:
+            nonlocal done
             done += 1
+            on_frame()
 
         frames = _frames(source, max_frames, meter)
         inferred = _infer(_prepare(frames, backend, meter), backend, meter, engine_ms)
         drawn = _draw(inferred, source, backend, outputs, tasks, max_frames, meter)
-        finished = Prefetch(stage("write", write, drawn, meter, QUEUE), QUEUE)
-        with closing(finished):
-            interrupted = _until_done(finished, source, on_frame)
+        if outputs.form == "pictures" and not outputs.show:  # files that have nothing to do with each other
+            writing = shared_stage(
+                "write", lambda item: partial(write, item), drawn, meter, QUEUE, several(PNG_WRITERS)
+            )
+        else:
+            writing = stage("write", write, drawn, meter, QUEUE)
+        with closing(Prefetch(writing, QUEUE)) as finished:
+            interrupted = _until_done(finished, source, count)
         if done == 0:
             if interrupted:
                 raise KeyboardInterrupt

@@ -85,6 +85,19 @@ def test_several_threads_draw_what_one_does(
         assert ("of_1" / one).read_bytes() == ("of_4" / one).read_bytes()
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_picture_that_cannot_be_written(
+    clip: Path, toy_onnx: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "several", lambda most: threads)
+    Path("out/frame_000003.png").mkdir(parents=True)
+    result = CliRunner().invoke(main, [str(clip), "--format", "png", "-o", "out"])
+    assert result.exit_code == 1 and "out/frame_000003.png: " in result.output
+    written = {path.name for path in Path("out").iterdir() if path.is_file()}
+    assert {f"frame_{index:06d}.png" for index in range(3)} <= written
+    assert not any(name.startswith(".") for name in written), "a part of a picture was left"
+
+
 class Changing(VideoFile):
     """A video whose frames change their size, as a stream's may."""
 
