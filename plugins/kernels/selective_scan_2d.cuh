@@ -28,8 +28,8 @@ struct MapPlan {
 inline MapPlan mapPlan(int64_t images, int64_t channels) {
     constexpr int64_t kProcessors = 132, kPlaces = 2 * kProcessors;
     int64_t const scans = images * ((channels + 63) / 64) * kDirections; // of 16 channels a team
-    // Too few for the multiprocessors; or a second block on a few of them would decide the time.
-    if (scans < 112 || (scans > kProcessors && scans < 192)) {
+    // Too few for the multiprocessors; or a second block on some of them, or a third, would decide the time.
+    if (scans < 112 || (scans > kProcessors && scans <= 192) || (scans > kPlaces && scans <= kPlaces + 24)) {
         return {8, 1};
     }
     // So many a block that all blocks have a place, if that fills nine places of ten.
