@@ -76,9 +76,15 @@ class DepthScale:
 
     def after(self, depth: Floats) -> "DepthScale":
         """Take in one frame's depth [H, W]; return a scale of its own to draw that frame with, which nothing changes."""
-        fixed = DepthScale(momentum=1.0)
+        fixed = _Fixed()
         fixed.low, fixed.high = self.update(depth)
         return fixed
+
+
+class _Fixed(DepthScale):
+    def update(self, depth: Floats) -> tuple[float, float]:
+        assert self.low is not None and self.high is not None
+        return self.low, self.high
 
 
 def paint(image: Picture, prediction: Prediction, task: Task, scale: DepthScale) -> tuple[Picture, Legend]:

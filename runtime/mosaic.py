@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from mtmamba.draw import Chip, Colour, DepthScale, Picture, Ramp, paint
-from mtmamba.postprocess import Planes, postprocess
+from mtmamba.postprocess import Planes, Prediction, postprocess
 from mtmamba.runtime.preprocess import Image, resize_image
 from mtmamba.runtime.text import draw_text, fit_text, text_width
 from mtmamba.tasks import Task
@@ -112,7 +112,7 @@ class Mosaic:
         thread, beside those of other frames."""
         layout, blank = self._page((image.shape[1], image.shape[0]))
         width, height = layout.picture
-        scale = scale_after(self._scale, raw, self._tasks, (height, width))
+        scale, known = depth_first(self._scale, raw, self._tasks, (height, width))
 
         def rest() -> Picture:
             page = blank.copy()
@@ -121,8 +121,8 @@ class Mosaic:
             self._caption(page, layout, name, note)
             shares: tuple[Chip, ...] = ()
             for cell, task in enumerate(self._tasks, start=1):
-                prediction = postprocess(raw[task.name], task, (height, width))
-                picture, legend = paint(source, prediction, task, scale)
+                found = known[task.name] if task.name in known else postprocess(raw[task.name], task, (height, width))
+                picture, legend = paint(source, found, task, scale)
                 footer = _place(page, layout, cell, picture)
                 if legend.ramp is not None:
                     draw_ramp(footer, legend.ramp)
@@ -156,7 +156,9 @@ class Mosaic:
         draw_text(
             page, fit_text(name, TEXT_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 44), TEXT_PX, BRIGHT, on=CARD
         )
-        draw_text(page, note, (x + PAD, bottom - 19), SMALL_PX, MUTED, on=CARD)
+        draw_text(
+            page, fit_text(note, SMALL_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 19), SMALL_PX, MUTED, on=CARD
+        )
 
     def _shares_card(self, page: Picture, layout: Layout, shares: tuple[Chip, ...]) -> None:
         """The largest classes as bars: beside the facts where the card is wide, below them where it is high."""
@@ -170,15 +172,16 @@ class Mosaic:
             draw_bars(card[below:], "Largest classes", shares)
 
 
-def scale_after(
+def depth_first(
     scale: DepthScale, raw: dict[str, Planes], tasks: tuple[Task, ...], size: tuple[int, int]
-) -> DepthScale:
-    """The scale to draw a frame with, once `scale` has taken in its depth. raw: as in `Mosaic.draw`. size: (height, width)
-    that it is drawn at."""
+) -> tuple[DepthScale, dict[str, Prediction]]:
+    """The scale to draw a frame with, once `scale` has taken in its depth, and that prediction. raw: as in `Mosaic.draw`.
+    size: (height, width) that it is drawn at."""
     for task in tasks:
         if task.kind == "depth":
-            return scale.after(np.asarray(postprocess(raw[task.name], task, size), np.float32))
-    return scale
+            depth = np.asarray(postprocess(raw[task.name], task, size), np.float32)
+            return scale.after(depth), {task.name: depth}
+    return scale, {}
 
 
 def _empty_tile(page: Picture, layout: Layout, cell: int, title: str, note: str) -> None:

@@ -25,6 +25,7 @@ from mtmamba.runtime.views import open_view, page_names
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
+PAGES = 2  # frames' pages waiting for the writer: of a 4K video they take 25 MB a task
 PREPARERS, DRAWERS, PNG_WRITERS = 2, 4, 4  # threads at most, where there are cores: a GPU is faster than one of them
 
 Prepared = tuple[Frame, npt.NDArray[Any]]  # a frame and the model's input for it
@@ -90,7 +91,7 @@ def run(
                 "write", lambda item: partial(write, item), drawn, meter, QUEUE, several(PNG_WRITERS)
             )
         else:
-            writing = stage("write", write, drawn, meter, QUEUE)
+            writing = stage("write", write, drawn, meter, PAGES)
         with closing(Prefetch(writing, QUEUE)) as finished:
             interrupted = _until_done(finished, source, count)
         if done == 0:

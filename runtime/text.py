@@ -40,7 +40,7 @@ def text_width(text: str, height_px: int, bold: bool = False) -> int:
     return int(text_mask(text, height_px, bold).shape[1])
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=256)  # a long name's takes 40 KB
 def _strip(text: str, height_px: int, bold: bool, colour: Colour, ground: Colour) -> npt.NDArray[np.uint8]:
     """The text in `colour` on plain `ground`: `text_mask`'s size, times three."""
     alpha = text_mask(text, height_px, bold)[:, :, None].astype(np.uint16)

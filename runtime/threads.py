@@ -45,6 +45,7 @@ class Prefetch(Generic[T]):
                     raise item.error
                 return
             yield item
+            del item  # what was handed over is the caller's
 
     def close(self) -> None:
         self._stop.set()
@@ -124,7 +125,10 @@ def shared_stage(
 ) -> Generator[U, None, None]:
     """A `stage` of several threads. `begin` takes the items one after another; what it returns is called by one of `workers`
     threads. Results keep the items' order, and each comes as soon as it is there. The meter gets an item's time over the
-    number of threads: the pace."""
+    number of threads: the pace. With those under way no more items wait than before a stage of one thread."""
+    if workers == 1:
+        yield from stage(name, lambda item: begin(item)(), items, meter, depth)
+        return
 
     def call(rest: Callable[[], U], begun_s: float) -> U:
         start = time.perf_counter()
@@ -138,14 +142,18 @@ def shared_stage(
                 start = time.perf_counter()
                 rest = begin(item)
                 yield pool.submit(call, rest, time.perf_counter() - start)
+                del item, rest  # not kept until the next one comes
         finally:
             ahead.close()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"mtm-{name}")
-    under_way = Prefetch(started(Prefetch(items, depth)), workers)
+    under_way = Prefetch(started(Prefetch(items, max(1, depth - workers))), max(1, workers - 2))
     try:
         for one in under_way:
-            yield one.result()
+            result = one.result()
+            del one
+            yield result
+            del result
     finally:
         under_way.close()
         pool.shutdown(cancel_futures=True)

@@ -181,6 +181,20 @@ def test_the_legend_says_how_many_classes_found_no_room(photo: np.ndarray, writt
     assert len(named) >= 3 and len(named) + int(more[0].strip("+ more")) == 40  # all 40 are present in the noise
 
 
+def test_a_caption_stays_in_its_tile(photo: np.ndarray) -> None:
+    """A long video in narrow tiles."""
+    tasks = (TASKS["depth"], TASKS["normals"])
+    pages = [
+        Mosaic(tasks, FACTS, picture_width=200).draw(photo, raw_of(), "a.mp4", note)
+        for note in ("", "frame 123456 of 360000    82:25.96")
+    ]
+    layout = plan_layout((90, 60), 3, 200)
+    changed = np.argwhere((pages[0] != pages[1]).any(axis=2))
+    (x, y), (width, height) = layout.corner(0), layout.tile
+    assert changed.size and (changed.min(axis=0) >= (y, x)).all()
+    assert (changed.max(axis=0) < (y + height, x + width)).all()
+
+
 def test_frames_of_other_sizes_may_follow(photo: np.ndarray) -> None:
     page = Mosaic(tuple(TASKS.values()), FACTS, still=True)
     wide, high = page.draw(photo, raw_of(), "a", ""), page.draw(photo.transpose(1, 0, 2), raw_of(), "b", "")
@@ -191,7 +205,7 @@ def test_frames_of_other_sizes_may_follow(photo: np.ndarray) -> None:
 def test_text_is_cut_to_the_picture_and_to_its_room() -> None:
     picture = np.zeros((20, 60, 3), np.uint8)
     for at in ((-30, 10), (50, 10), (10, -5), (10, 19)):
-        text.draw_text(picture, "segmentation", at, 15, (255, 255, 255))
+        text.draw_text(picture, "segmentation", at, 15, (255, 255, 255), on=(0, 0, 0))
     assert picture.any()
     short = text.fit_text("a very long name of a file.mp4", 15, 100)
     assert short.endswith("..") and text.text_width(short, 15) <= 100
