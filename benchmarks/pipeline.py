@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,17 +169,17 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
             "infer": lambda index: backend.infer(images[index % 8]),
             "write": lambda index: write(frames[index], pages[index % len(pages)]),
         }
-
-        def done() -> Iterator[Any]:
-            if stage == "draw":
-                begin = lambda frame: draw(frame, outputs)  # noqa: E731
-                yield from shared_stage("draw", begin, (frame for frame in frames), Meter(), QUEUE, several(DRAWERS))
-            else:
-                yield from map(work[stage], range(len(frames)))
-
         write(frames[0], pages[0])
         with opencv_on_one_thread():
-            for index, result in enumerate(done(), start=1):
+            results: Iterable[Any]
+            if stage == "draw":
+                all_frames = (frame for frame in frames)
+                results = shared_stage(
+                    "draw", lambda frame: draw(frame, outputs), all_frames, Meter(), QUEUE, several(DRAWERS)
+                )
+            else:
+                results = map(work[stage], range(len(frames)))
+            for index, result in enumerate(results, start=1):
                 if index == FIRST:
                     start = time.perf_counter()
                 waiting.append(result)

@@ -64,27 +64,26 @@ class DepthScale:
 
     def update(self, depth: Floats) -> tuple[float, float]:
         """Take in one frame's depth [H, W]; return the (low, high) to draw it with, low < high."""
-        sample = depth[::4, ::4]
-        sample = sample[np.isfinite(sample)]
-        low, high = (float(value) for value in np.percentile(sample, (2, 98))) if sample.size else (0.0, 1.0)
         if self.low is None or self.high is None:
-            self.low, self.high = low, high
-        else:
+            self.low, self.high = _span(depth)
+        elif self.momentum < 1:  # else the first range stays
+            low, high = _span(depth)
             self.low = self.momentum * self.low + (1 - self.momentum) * low
             self.high = self.momentum * self.high + (1 - self.momentum) * high
         return self.low, max(self.high, self.low + 1e-3 * max(1.0, abs(self.low)))
 
     def after(self, depth: Floats) -> "DepthScale":
         """Take in one frame's depth [H, W]; return a scale of its own to draw that frame with, which nothing changes."""
-        fixed = _Fixed()
+        fixed = DepthScale(momentum=1.0)
         fixed.low, fixed.high = self.update(depth)
         return fixed
 
 
-class _Fixed(DepthScale):
-    def update(self, depth: Floats) -> tuple[float, float]:
-        assert self.low is not None and self.high is not None
-        return self.low, self.high
+def _span(depth: Floats) -> tuple[float, float]:
+    sample = depth[::4, ::4]
+    sample = sample[np.isfinite(sample)]
+    low, high = (float(value) for value in np.percentile(sample, (2, 98))) if sample.size else (0.0, 1.0)
+    return low, high
 
 
 def paint(image: Picture, prediction: Prediction, task: Task, scale: DepthScale) -> tuple[Picture, Legend]:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mtmamba.errors import MtmError
 
+_UMASK = os.umask(0o077)  # there is no asking for it but by setting it, which no other thread may see
+os.umask(_UMASK)
+
 
 def existing_file(path: Path, what: str) -> Path:
     """Return `path` if it is a readable, non-empty file; raise MtmError naming `what` (such as "checkpoint") if not."""
@@ -24,10 +27,6 @@ def existing_file(path: Path, what: str) -> Path:
     if path.stat().st_size == 0:
         raise MtmError(f"{path}: expected a {what}, found an empty file; make or copy it again")
     return path
-
-
-_UMASK = os.umask(0o077)  # there is no asking for it but by setting it, which no other thread may see
-os.umask(_UMASK)
 
 
 @contextmanager

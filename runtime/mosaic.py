@@ -112,7 +112,7 @@ class Mosaic:
         thread, beside those of other frames."""
         layout, blank = self._page((image.shape[1], image.shape[0]))
         width, height = layout.picture
-        scale, known = depth_first(self._scale, raw, self._tasks, (height, width))
+        scale, predict = depth_first(self._scale, raw, self._tasks, (height, width))
 
         def rest() -> Picture:
             page = blank.copy()
@@ -121,8 +121,7 @@ class Mosaic:
             self._caption(page, layout, name, note)
             shares: tuple[Chip, ...] = ()
             for cell, task in enumerate(self._tasks, start=1):
-                found = known[task.name] if task.name in known else postprocess(raw[task.name], task, (height, width))
-                picture, legend = paint(source, found, task, scale)
+                picture, legend = paint(source, predict(task), task, scale)
                 footer = _place(page, layout, cell, picture)
                 if legend.ramp is not None:
                     draw_ramp(footer, legend.ramp)
@@ -152,13 +151,9 @@ class Mosaic:
 
     def _caption(self, page: Picture, layout: Layout, name: str, note: str) -> None:
         x, y = layout.corner(0)
-        bottom = y + layout.tile[1]
-        draw_text(
-            page, fit_text(name, TEXT_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 44), TEXT_PX, BRIGHT, on=CARD
-        )
-        draw_text(
-            page, fit_text(note, SMALL_PX, layout.tile[0] - 2 * PAD), (x + PAD, bottom - 19), SMALL_PX, MUTED, on=CARD
-        )
+        bottom, room = y + layout.tile[1], layout.tile[0] - 2 * PAD
+        _write(page, fit_text(name, TEXT_PX, room), (x + PAD, bottom - 44), TEXT_PX, BRIGHT)
+        _write(page, fit_text(note, SMALL_PX, room), (x + PAD, bottom - 19), SMALL_PX, MUTED)
 
     def _shares_card(self, page: Picture, layout: Layout, shares: tuple[Chip, ...]) -> None:
         """The largest classes as bars: beside the facts where the card is wide, below them where it is high."""
@@ -174,14 +169,24 @@ class Mosaic:
 
 def depth_first(
     scale: DepthScale, raw: dict[str, Planes], tasks: tuple[Task, ...], size: tuple[int, int]
-) -> tuple[DepthScale, dict[str, Prediction]]:
-    """The scale to draw a frame with, once `scale` has taken in its depth, and that prediction. raw: as in `Mosaic.draw`.
-    size: (height, width) that it is drawn at."""
+) -> tuple[DepthScale, Callable[[Task], Prediction]]:
+    """The scale to draw a frame with, once `scale` has taken in its depth, and what gives a task's prediction; that of the
+    depth has been made. raw: as in `Mosaic.draw`. size: (height, width) that it is drawn at."""
+    known: dict[str, Prediction] = {}
     for task in tasks:
-        if task.kind == "depth":
+        if task.kind == "depth" and not known:
             depth = np.asarray(postprocess(raw[task.name], task, size), np.float32)
-            return scale.after(depth), {task.name: depth}
-    return scale, {}
+            scale, known[task.name] = scale.after(depth), depth
+
+    def predict(task: Task) -> Prediction:
+        return known[task.name] if task.name in known else postprocess(raw[task.name], task, size)
+
+    return scale, predict
+
+
+def _write(card: Picture, text: str, at: tuple[int, int], height_px: int, colour: Colour, **options: bool) -> int:
+    """`draw_text` on a card, where all text stands."""
+    return draw_text(card, text, at, height_px, colour, on=CARD, **options)
 
 
 def _empty_tile(page: Picture, layout: Layout, cell: int, title: str, note: str) -> None:
@@ -191,9 +196,9 @@ def _empty_tile(page: Picture, layout: Layout, cell: int, title: str, note: str)
     page[y : y + height, x : x + width] = CARD
     middle = y + HEADER // 2
     title = fit_text(title, TITLE_PX, width - 2 * PAD, bold=True)
-    used = PAD + draw_text(page, title, (x + PAD, middle), TITLE_PX, BRIGHT, bold=True, on=CARD)
+    used = PAD + _write(page, title, (x + PAD, middle), TITLE_PX, BRIGHT, bold=True)
     note = fit_text(note, SMALL_PX, width - used - 2 * PAD)
-    draw_text(page, note, (x + width - PAD, middle), SMALL_PX, MUTED, right=True, on=CARD)
+    _write(page, note, (x + width - PAD, middle), SMALL_PX, MUTED, right=True)
 
 
 def _place(page: Picture, layout: Layout, cell: int, picture: Picture) -> Picture:
@@ -230,10 +235,8 @@ def draw_facts(card: Picture, facts: Facts) -> None:
     _card_title(card, facts.title)
     column = 2 * PAD + 16 + max((text_width(label, TEXT_PX) for label, _ in facts.lines), default=0)
     for (label, value), middle in zip(facts.lines, _card_lines(card), strict=False):
-        draw_text(card, label, (2 * PAD, middle), TEXT_PX, MUTED, on=CARD)
-        draw_text(
-            card, fit_text(value, TEXT_PX, card.shape[1] - column - 2 * PAD), (column, middle), TEXT_PX, BRIGHT, on=CARD
-        )
+        _write(card, label, (2 * PAD, middle), TEXT_PX, MUTED)
+        _write(card, fit_text(value, TEXT_PX, card.shape[1] - column - 2 * PAD), (column, middle), TEXT_PX, BRIGHT)
 
 
 def draw_bars(card: Picture, title: str, chips: tuple[Chip, ...]) -> None:
@@ -244,15 +247,15 @@ def draw_bars(card: Picture, title: str, chips: tuple[Chip, ...]) -> None:
     largest = max((chip.share or 0.0) for chip in chips) or 1.0
     for chip, middle in zip(chips, _card_lines(card), strict=False):
         share = chip.share or 0.0
-        draw_text(card, fit_text(chip.name, TEXT_PX, 120), (2 * PAD, middle), TEXT_PX, BRIGHT, on=CARD)
+        _write(card, fit_text(chip.name, TEXT_PX, 120), (2 * PAD, middle), TEXT_PX, BRIGHT)
         end = names + max(2, round(room * share / largest))
         card[middle - 7 : middle + 7, names:end] = [channel // 2 + 90 for channel in chip.colour]
         card[middle - 6 : middle + 6, names + 1 : end - 1] = chip.colour
-        draw_text(card, f"{100 * share:.0f}%", (end + 10, middle), SMALL_PX, MUTED, on=CARD)
+        _write(card, f"{100 * share:.0f}%", (end + 10, middle), SMALL_PX, MUTED)
 
 
 def _card_title(card: Picture, title: str) -> None:
-    draw_text(card, title, (2 * PAD, 2 * PAD + 12), 22, BRIGHT, bold=True, on=CARD)
+    _write(card, title, (2 * PAD, 2 * PAD + 12), 22, BRIGHT, bold=True)
     card[2 * PAD + 36 : 2 * PAD + 37, 2 * PAD : -2 * PAD] = FAINT
 
 
@@ -273,12 +276,12 @@ def draw_chips(footer: Picture, chips: tuple[Chip, ...]) -> None:
         reserve = 16 + text_width(f"+{rest} more", SMALL_PX) if rest and row == 1 else 0
         if x + needed + reserve > width:
             if row == 1:
-                draw_text(footer, f"+{rest + 1} more", (x, rows[1]), SMALL_PX, MUTED, on=CARD)
+                _write(footer, f"+{rest + 1} more", (x, rows[1]), SMALL_PX, MUTED)
                 return
             x, row = PAD, 1
         _swatch(footer, x, rows[row], chip.colour)
-        end = x + 19 + draw_text(footer, name, (x + 19, rows[row]), SMALL_PX, BRIGHT, on=CARD)
-        draw_text(footer, share, (end + 6, rows[row]), SMALL_PX, MUTED, on=CARD)
+        end = x + 19 + _write(footer, name, (x + 19, rows[row]), SMALL_PX, BRIGHT)
+        _write(footer, share, (end + 6, rows[row]), SMALL_PX, MUTED)
         x += needed + 18
 
 
@@ -293,12 +296,12 @@ def draw_ramp(footer: Picture, ramp: Ramp) -> None:
     left, right, top = PAD + 4, footer.shape[1] - PAD - unit_width - 4, 14
     columns = np.linspace(0, len(ramp.colours) - 1, right - left).round().astype(int)
     footer[top : top + 14, left:right] = ramp.colours[columns]
-    draw_text(footer, ramp.unit, (footer.shape[1] - PAD, top + 7), SMALL_PX, MUTED, right=True, on=CARD)
+    _write(footer, ramp.unit, (footer.shape[1] - PAD, top + 7), SMALL_PX, MUTED, right=True)
     for value, label in ticks(ramp.low, ramp.high, most=max(2, (right - left) // 60)):
         x = left + round((value - ramp.low) / (ramp.high - ramp.low) * (right - left - 1))
         half = text_width(label, SMALL_PX) // 2
         start = min(max(x - half, 4), footer.shape[1] - 2 * half - 4)
-        draw_text(footer, label, (start, top + 30), SMALL_PX, BRIGHT, on=CARD)
+        _write(footer, label, (start, top + 30), SMALL_PX, BRIGHT)
         footer[top + 14 : top + 19, x] = MUTED
 
 

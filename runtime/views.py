@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mtmamba.draw import DepthScale, Picture, paint
-from mtmamba.postprocess import Planes, postprocess
+from mtmamba.postprocess import Planes
 from mtmamba.runtime.backends import Backend
 from mtmamba.runtime.mosaic import Facts, Mosaic, depth_first
 from mtmamba.runtime.outputs import WHOLE, Outputs, Pages
@@ -50,14 +50,11 @@ class TaskPictures:
             height, width = frame.image.shape[:2]
             self._size = max(2, height - height % 2), max(2, width - width % 2)
         size = self._size
-        scale, known = depth_first(self._scale, outputs, self._tasks, size)
+        scale, predict = depth_first(self._scale, outputs, self._tasks, size)
 
         def draw() -> dict[str, Picture]:
             image = resize_image(frame.image, size)
-            predictions = known | {
-                task.name: postprocess(outputs[task.name], task, size) for task in self._tasks if task.name not in known
-            }
-            return {task.name: paint(image, predictions[task.name], task, scale)[0] for task in self._tasks}
+            return {task.name: paint(image, predict(task), task, scale)[0] for task in self._tasks}
 
         return draw
 
