@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ from mtmamba.runtime.backends.base import Array, Backend
 from mtmamba.runtime.outputs import Outputs, output_path, picture_output
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.run import DRAWERS, QUEUE, run
+from mtmamba.runtime.sheet import Sheets
 from mtmamba.runtime.sources import Frame, open_source
 from mtmamba.runtime.threads import Meter, opencv_on_one_thread, several, shared_stage
 from mtmamba.runtime.video_out import video_output
-from mtmamba.runtime.views import open_view, page_names
+from mtmamba.runtime.views import page_names, view_of
 
 SOURCE_SIZE, INPUT_SIZE = (270, 480), (96, 160)  # height, width
 FIRST = 16  # frames that do not count
@@ -158,12 +160,14 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
     frames: list[Frame] = list(source.frames())
     images = [preprocess(frame.image, backend.metadata)[None] for frame in frames[:8]]
     outputs = {name: output[0] for name, output in Waiting(0).infer(images[0]).items()}
-    draw = open_view(outputs_in(clip), source, backend, backend.metadata.tasks, len(frames))
-    pages = [draw(frame, outputs)() for frame in frames[:FIRST]]
+    tasks = backend.metadata.tasks
+    sheets = Sheets(tasks, total=len(frames), one_size=True)
+    draw = view_of(outputs_in(clip), backend, tasks).opened()
+    pages = [draw(sheets.make(frame, outputs)) for frame in frames[:FIRST]]
     pages += pages[-2:0:-1]  # there and back: no jump for the encoder
     waiting: deque[Any] = deque(maxlen=QUEUE)  # as in the pipeline: a page's memory is not free at once
     target = output_path(source, clip.with_name("alone.mp4"), "video")
-    with picture_output(source, target, "video", page_names("mosaic", backend.metadata.tasks)) as write:
+    with picture_output(source, target, "video", page_names("mosaic", tasks)) as write:
         work = {
             "preprocess": lambda index: preprocess(frames[index].image, backend.metadata),
             "infer": lambda index: backend.infer(images[index % 8]),
@@ -175,8 +179,9 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
             if stage == "draw":
                 all_frames = (frame for frame in frames)
                 results = shared_stage(
-                    "draw", lambda frame: draw(frame, outputs), all_frames, Meter(), QUEUE, several(DRAWERS)
-                )
+                    "draw", lambda frame: partial(draw, sheets.make(frame, outputs)), all_frames, Meter(), QUEUE,
+                    several(DRAWERS),
+                )  # fmt: skip
             else:
                 results = map(work[stage], range(len(frames)))
             for index, result in enumerate(results, start=1):

@@ -1,15 +1,15 @@
 """The output picture: the source and every task as titled tiles, each with its legend below. All colours are BGR."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from mtmamba.draw import Chip, Colour, DepthScale, Picture, Ramp, paint
-from mtmamba.postprocess import Planes, Prediction, postprocess
-from mtmamba.runtime.preprocess import Image, resize_image
+from mtmamba.draw import Chip, Colour, Picture, Ramp, paint
+from mtmamba.postprocess import postprocess
+from mtmamba.runtime.preprocess import resize_image
+from mtmamba.runtime.sheet import Sheet
 from mtmamba.runtime.text import draw_text, fit_text, text_width
 from mtmamba.tasks import Task
 
@@ -78,63 +78,39 @@ class Facts:
 
 
 class Mosaic:
-    """Draws frames of one source. Holds the smoothed depth range, so give it a video's frames in order.
+    """Draws sheets as one page each, on any thread.
 
     tasks: those to draw, in the order of the tiles after the source's. facts: for the empty cells, if any.
-    still: the frames are pictures that have nothing to do with each other (a folder), so nothing is smoothed.
-    one_size: all pages have the first one's size, whatever the frames' (they become a video).
     """
 
-    def __init__(
-        self,
-        tasks: tuple[Task, ...],
-        facts: Facts,
-        *,
-        still: bool = False,
-        one_size: bool = False,
-        picture_width: int = 624,
-    ) -> None:
+    def __init__(self, tasks: tuple[Task, ...], facts: Facts, *, picture_width: int = 624) -> None:
         self._tasks, self._facts, self._picture_width = tasks, facts, picture_width
-        self._one_size = one_size
-        self._scale = DepthScale(momentum=0.0 if still else 0.9)
         self._blank: tuple[tuple[int, int], Layout, Picture] | None = None
 
-    def draw(self, image: Image, raw: dict[str, Planes], name: str, note: str) -> Picture:
-        """The page [H, W, 3] of one frame, W and H even.
-
-        image: the source [.., .., 3] uint8 BGR. raw: {task: [C, h, w] float32}, the model's outputs. name, note: what
-        the source tile says, such as the file's name and the time.
-        """
-        return self.begin(image, raw, name, note)()
-
-    def begin(self, image: Image, raw: dict[str, Planes], name: str, note: str) -> Callable[[], Picture]:
-        """`draw` in two halves: now what depends on the frames before; the rest when what is returned is called, from any
-        thread, beside those of other frames."""
-        layout, blank = self._page((image.shape[1], image.shape[0]))
+    def draw(self, sheet: Sheet) -> Picture:
+        """The page [H, W, 3] of one frame, W and H even."""
+        layout, blank = self._page(sheet.size)
         width, height = layout.picture
-        scale, predict = depth_first(self._scale, raw, self._tasks, (height, width))
-
-        def rest() -> Picture:
-            page = blank.copy()
-            source = resize_image(image, (height, width))
-            _place(page, layout, 0, source)
-            self._caption(page, layout, name, note)
-            shares: tuple[Chip, ...] = ()
-            for cell, task in enumerate(self._tasks, start=1):
-                picture, legend = paint(source, predict(task), task, scale)
-                footer = _place(page, layout, cell, picture)
-                if legend.ramp is not None:
-                    draw_ramp(footer, legend.ramp)
-                draw_chips(footer, legend.chips)
-                shares = shares or (legend.chips if task.kind == "labels" else ())
-            self._shares_card(page, layout, shares)
-            return page
-
-        return rest
+        page = blank.copy()
+        source = resize_image(sheet.image, (height, width))
+        _place(page, layout, 0, source)
+        self._caption(page, layout, sheet.name, sheet.note)
+        shares: tuple[Chip, ...] = ()
+        for cell, task in enumerate(self._tasks, start=1):
+            prediction = postprocess(sheet.planes[task.name], task, (height, width))
+            picture, legend = paint(source, prediction, task, sheet.scale)
+            footer = _place(page, layout, cell, picture)
+            if legend.ramp is not None:
+                draw_ramp(footer, legend.ramp)
+            draw_chips(footer, legend.chips)
+            shares = shares or (legend.chips if task.kind == "labels" else ())
+        self._shares_card(page, layout, shares)
+        return page
 
     def _page(self, size: tuple[int, int]) -> tuple[Layout, Picture]:
         """The layout for a source of `size` (width, height), and the page with all that no frame changes."""
-        if self._blank is None or (not self._one_size and self._blank[0] != size):
+        kept = self._blank
+        if kept is None or kept[0] != size:
             layout = plan_layout(size, 1 + len(self._tasks), self._picture_width)
             page = np.empty((layout.size[1], layout.size[0], 3), np.uint8)
             page[:] = PAGE
@@ -146,8 +122,8 @@ class Mosaic:
             if card is not None:
                 card[:] = CARD
                 draw_facts(card[:, : layout.tile[0]], self._facts)
-            self._blank = size, layout, page
-        return self._blank[1:]
+            kept = self._blank = size, layout, page
+        return kept[1:]
 
     def _caption(self, page: Picture, layout: Layout, name: str, note: str) -> None:
         x, y = layout.corner(0)
@@ -165,23 +141,6 @@ class Mosaic:
             draw_bars(card[:, layout.tile[0] + GAP :], "Largest classes", shares)
         elif card.shape[0] - below > 150:
             draw_bars(card[below:], "Largest classes", shares)
-
-
-def depth_first(
-    scale: DepthScale, raw: dict[str, Planes], tasks: tuple[Task, ...], size: tuple[int, int]
-) -> tuple[DepthScale, Callable[[Task], Prediction]]:
-    """The scale to draw a frame with, once `scale` has taken in its depth, and what gives a task's prediction; that of the
-    depth has been made. raw: as in `Mosaic.draw`. size: (height, width) that it is drawn at."""
-    known: dict[str, Prediction] = {}
-    for task in tasks:
-        if task.kind == "depth" and not known:
-            depth = np.asarray(postprocess(raw[task.name], task, size), np.float32)
-            scale, known[task.name] = scale.after(depth), depth
-
-    def predict(task: Task) -> Prediction:
-        return known[task.name] if task.name in known else postprocess(raw[task.name], task, size)
-
-    return scale, predict
 
 
 def _write(card: Picture, text: str, at: tuple[int, int], height_px: int, colour: Colour, **options: bool) -> int:

@@ -24,8 +24,9 @@ from mtmamba.runtime.parity_tolerance import Override, tolerances
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.report import Models, Steps
 from mtmamba.runtime.report_saved import Comparison, Sample, Score, Timing
+from mtmamba.runtime.sheet import Sheets
 from mtmamba.runtime.sources import Frame, open_source
-from mtmamba.runtime.views import caption, facts_of
+from mtmamba.runtime.views import facts_of
 
 TILE_WIDTH = 360  # pixels of a task's picture among the samples
 
@@ -118,12 +119,15 @@ def run_parity(
 def draw_samples(backend: Backend, images: Images, count: int, on_picture: Callable[[], None]) -> list[Sample]:
     """The first pictures with every task drawn."""
     metadata = backend.metadata
-    mosaic = Mosaic(metadata.tasks, facts_of(backend), still=True, picture_width=TILE_WIDTH)
+    sheets, mosaic = (
+        Sheets(metadata.tasks, still=True),
+        Mosaic(metadata.tasks, facts_of(backend), picture_width=TILE_WIDTH),
+    )
     pages = []
     for frame in islice(images.make(), count):
         outputs = backend.infer(preprocess(frame.image, metadata)[None])
         raw: dict[str, Any] = {name: output[0] for name, output in outputs.items()}
-        pages.append((frame.source, mosaic.draw(frame.image, raw, frame.source, caption(frame, None))))
+        pages.append((frame.source, mosaic.draw(sheets.make(frame, raw))))
         on_picture()
     return pages
 

@@ -19,9 +19,10 @@ from mtmamba.runtime.backends import Backend
 from mtmamba.runtime.backends.base import Result
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
+from mtmamba.runtime.sheet import Sheets
 from mtmamba.runtime.sources import Frame, Source
 from mtmamba.runtime.threads import Meter, Prefetch, opencv_on_one_thread, several, shared_stage, stage
-from mtmamba.runtime.views import open_view, page_names
+from mtmamba.runtime.views import View, page_names, view_of
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
@@ -65,7 +66,7 @@ def run(
     """
     start = perf_counter()
     meter, engine_ms, done = Meter(), Meter(), 0
-    pages = page_names(outputs.view, tasks)
+    view, pages = view_of(outputs, backend, tasks), page_names(outputs.view, tasks)
 
     with opencv_on_one_thread(), ExitStack() as stack:
         writes: list[Write] = []
@@ -85,7 +86,7 @@ def run(
 
         frames = _frames(source, max_frames, meter)
         inferred = _infer(_prepare(frames, backend, meter), backend, meter, engine_ms)
-        drawn = _draw(inferred, source, backend, outputs, tasks, max_frames, meter)
+        drawn = _draw(inferred, source, outputs, view, max_frames, meter)
         if outputs.form == "pictures" and not outputs.show:  # files that have nothing to do with each other
             writing = shared_stage(
                 "write", lambda item: partial(write, item), drawn, meter, QUEUE, several(PNG_WRITERS)
@@ -176,9 +177,8 @@ def _infer(
 def _draw(
     inferred: Generator[Inferred, None, None],
     source: Source,
-    backend: Backend,
     outputs: Outputs,
-    tasks: tuple[Task, ...],
+    view: View,
     max_frames: int | None,
     meter: Meter,
 ) -> Generator[tuple[Frame, Pages], None, None]:
@@ -188,18 +188,19 @@ def _draw(
         def save(item: Inferred) -> Inferred:
             frame, found = item
             size = (frame.image.shape[0], frame.image.shape[1])
-            write_raw(folder / f"{frame.name}.npz", postprocess_all(found, tasks, size))
+            write_raw(folder / f"{frame.name}.npz", postprocess_all(found, view.tasks, size))
             return item
 
         inferred = stage("save raw", save, inferred, meter, QUEUE)
     if outputs.target is None and not outputs.show:
         return ((frame, {}) for frame, _ in inferred)
     total = frames_to_do(source, max_frames)
-    draw = open_view(outputs, source, backend, tasks, total)
+    sheets = Sheets(view.tasks, total=total, still=not source.moving, one_size=outputs.form == "video")
+    draw = view.opened()
 
     def begin(item: Inferred) -> Callable[[], tuple[Frame, Pages]]:
-        pages = draw(*item)
-        return lambda: (item[0], pages())
+        sheet = sheets.make(*item)
+        return lambda: (item[0], draw(sheet))
 
     return shared_stage("draw", begin, inferred, meter, QUEUE, several(DRAWERS))
 

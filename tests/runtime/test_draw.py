@@ -1,5 +1,7 @@
 """Drawing: facts about the pictures, not their looks."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from mtmamba import draw
 from mtmamba.draw import DepthScale
 from mtmamba.runtime import mosaic, text
 from mtmamba.runtime.mosaic import Facts, Mosaic, plan_layout, ticks
+from mtmamba.runtime.sheet import Sheet, Sheets
+from mtmamba.runtime.sources import Frame
 from mtmamba.tasks import dataset
 
 TASKS = {task.name: task for task in dataset("synthetic").tasks}
@@ -19,6 +23,12 @@ def raw_of(height: int = 48, width: int = 64) -> dict[str, np.ndarray]:
     """Random raw outputs of all six tasks."""
     rng = np.random.default_rng(5)
     return {name: rng.normal(size=(t.channels, height, width)).astype(np.float32) for name, t in TASKS.items()}
+
+
+def sheet_of(image: np.ndarray, name: str, note: str = "") -> Sheet:
+    """Of `raw_of`."""
+    made = Sheets(tuple(TASKS.values())).make(Frame(index=0, name="a", image=image, source=name), raw_of())
+    return replace(made, note=note)
 
 
 @pytest.fixture
@@ -161,7 +171,7 @@ def test_layouts_are_even_and_hold_every_tile(size: tuple[int, int], tiles: int)
 
 
 def test_a_page_shows_every_task_and_names_the_source(photo: np.ndarray, written: list[str]) -> None:
-    page = Mosaic(tuple(TASKS.values()), FACTS).draw(photo, raw_of(), "bikes.mp4", "frame 3 of 9")
+    page = Mosaic(tuple(TASKS.values()), FACTS).draw(sheet_of(photo, "bikes.mp4", "frame 3 of 9"))
     layout = plan_layout((90, 60), 7)
     assert page.shape == (layout.size[1], layout.size[0], 3) and page.dtype == np.uint8
     for title in ("Source", *(task.title.capitalize() for task in TASKS.values())):
@@ -174,7 +184,7 @@ def test_a_page_shows_every_task_and_names_the_source(photo: np.ndarray, written
 
 
 def test_the_legend_says_how_many_classes_found_no_room(photo: np.ndarray, written: list[str]) -> None:
-    Mosaic((SEMSEG,), FACTS, picture_width=300).draw(photo, raw_of(), "a.png", "")
+    Mosaic((SEMSEG,), FACTS, picture_width=300).draw(sheet_of(photo, "a.png"))
     more = [line for line in written if line.endswith(" more")]
     named = [line for line in written if line in SEMSEG.classes]
     assert len(more) == 1
@@ -185,7 +195,7 @@ def test_a_caption_stays_in_its_tile(photo: np.ndarray) -> None:
     """A long video in narrow tiles."""
     tasks = (TASKS["depth"], TASKS["normals"])
     pages = [
-        Mosaic(tasks, FACTS, picture_width=200).draw(photo, raw_of(), "a.mp4", note)
+        Mosaic(tasks, FACTS, picture_width=200).draw(sheet_of(photo, "a.mp4", note))
         for note in ("", "frame 123456 of 360000    82:25.96")
     ]
     layout = plan_layout((90, 60), 3, 200)
@@ -196,10 +206,10 @@ def test_a_caption_stays_in_its_tile(photo: np.ndarray) -> None:
 
 
 def test_frames_of_other_sizes_may_follow(photo: np.ndarray) -> None:
-    page = Mosaic(tuple(TASKS.values()), FACTS, still=True)
-    wide, high = page.draw(photo, raw_of(), "a", ""), page.draw(photo.transpose(1, 0, 2), raw_of(), "b", "")
+    page = Mosaic(tuple(TASKS.values()), FACTS)
+    wide, high = (page.draw(sheet_of(image, "a")) for image in (photo, photo.transpose(1, 0, 2)))
     assert wide.shape != high.shape
-    assert (page.draw(photo, raw_of(), "a", "") == wide).all()
+    assert (page.draw(sheet_of(photo, "a")) == wide).all()
 
 
 def test_text_is_cut_to_the_picture_and_to_its_room() -> None:
