@@ -7,7 +7,8 @@ and encoding are real. Three settings: the model is the slowest stage by far, dr
 pipeline's frames a second against those of its slowest stage alone: the same stage, run over the same frames with
 nothing beside it. Each is the median of several runs, the two taken in turns.
 
-The first frames count on neither side: letters are drawn once, and the encoder looks ahead before it encodes. What the
+The first frames count on neither side: letters are drawn once, the encoder looks ahead before it encodes, and processes that
+draw have to start. What the
 pipeline takes to start and to finish is told apart, as is the processor time a frame: no pipeline is faster than that
 over the number of cores. A pair of runs beside which others used a tenth of a core is made again, up to three times as
 often as asked for.
@@ -21,9 +22,8 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,16 @@ from rich.table import Table
 from mtmamba.config import preset
 from mtmamba.metadata import ModelMetadata
 from mtmamba.runtime.backends.base import Array, Backend
-from mtmamba.runtime.outputs import Outputs, output_path, picture_output
+from mtmamba.runtime.outputs import Outputs, Pages, output_path, picture_output
 from mtmamba.runtime.preprocess import preprocess
-from mtmamba.runtime.run import DRAWERS, QUEUE, run
-from mtmamba.runtime.sheet import Sheets
+from mtmamba.runtime.run import QUEUE, draw_pages, run
 from mtmamba.runtime.sources import Frame, open_source
-from mtmamba.runtime.threads import Meter, opencv_on_one_thread, several, shared_stage
+from mtmamba.runtime.threads import Meter, opencv_on_one_thread
 from mtmamba.runtime.video_out import video_output
 from mtmamba.runtime.views import page_names, view_of
 
 SOURCE_SIZE, INPUT_SIZE = (270, 480), (96, 160)  # height, width
-FIRST = 16  # frames that do not count
+FIRST = 60  # frames that do not count
 SEEN = 8  # classes in a frame, about as many as a street has
 SETTINGS = {"model slowest": 120.0, "drawing slowest": 2.0, "alike": None}
 
@@ -112,12 +111,12 @@ def measure(clip: Path, name: str, model_ms: float, repeats: int) -> dict[str, A
     for _ in range(3 * repeats):
         others_start, all_start = used_by_others(), time.perf_counter()
         backend, ends = Waiting(model_ms), list[float]()
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start, cpu_start = time.perf_counter(), used_here()
         result = run(
             open_source(clip), backend, outputs_in(clip), tasks=backend.metadata.tasks,
             on_frame=lambda ends=ends: ends.append(time.perf_counter()),
         )  # fmt: skip
-        took, used = time.perf_counter() - start, time.process_time() - cpu_start
+        took, used = time.perf_counter() - start, used_here() - cpu_start
         stages = result.stages_ms_p50
         slowest = max(stages, key=stages.__getitem__)
         alone_s = alone(clip, backend, slowest)
@@ -147,7 +146,12 @@ def measure(clip: Path, name: str, model_ms: float, repeats: int) -> dict[str, A
 def used_by_others() -> float:
     """Seconds of processor time that other processes have used, of all cores; from Linux's /proc/stat."""
     user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8])
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - time.process_time()
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - used_here()
+
+
+def used_here() -> float:
+    """Seconds of processor time that this process has used, and those it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def outputs_in(clip: Path) -> Outputs:
@@ -161,9 +165,12 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
     images = [preprocess(frame.image, backend.metadata)[None] for frame in frames[:8]]
     outputs = {name: output[0] for name, output in Waiting(0).infer(images[0]).items()}
     tasks = backend.metadata.tasks
-    sheets = Sheets(tasks, total=len(frames), one_size=True)
-    draw = view_of(outputs_in(clip), backend, tasks).opened()
-    pages = [draw(sheets.make(frame, outputs)) for frame in frames[:FIRST]]
+
+    def drawn(some: list[Frame]) -> Generator[tuple[Frame, Pages], None, None]:
+        view = view_of(outputs_in(clip), backend, tasks)
+        return draw_pages(((frame, outputs) for frame in some), source, outputs_in(clip), view, None, Meter())
+
+    pages = [page for _, page in drawn(frames[:FIRST])]
     pages += pages[-2:0:-1]  # there and back: no jump for the encoder
     waiting: deque[Any] = deque(maxlen=QUEUE)  # as in the pipeline: a page's memory is not free at once
     target = output_path(source, clip.with_name("alone.mp4"), "video")
@@ -176,14 +183,7 @@ def alone(clip: Path, backend: Backend, stage: str) -> float:
         write(frames[0], pages[0])
         with opencv_on_one_thread():
             results: Iterable[Any]
-            if stage == "draw":
-                all_frames = (frame for frame in frames)
-                results = shared_stage(
-                    "draw", lambda frame: partial(draw, sheets.make(frame, outputs)), all_frames, Meter(), QUEUE,
-                    several(DRAWERS),
-                )  # fmt: skip
-            else:
-                results = map(work[stage], range(len(frames)))
+            results = drawn(frames) if stage == "draw" else map(work[stage], range(len(frames)))
             for index, result in enumerate(results, start=1):
                 if index == FIRST:
                     start = time.perf_counter()

@@ -20,7 +20,7 @@ from mtmamba.postprocess import Prediction
 from mtmamba.runtime.sources import Frame, Source, usual_fps
 from mtmamba.runtime.video_out import SUFFIXES, VideoWriter, video_output
 
-Pages = Mapping[str, Picture]  # "" -> the mosaic, or task name -> its picture
+Pages = Mapping[str, Picture]  # "" -> the mosaic, or task name -> its picture; for a video maybe as `to_yuv` makes it
 Write = Callable[[Frame, Pages], None]
 Form = Literal["video", "picture", "pictures"]
 """One video, one picture, or a folder of pictures."""

@@ -5,8 +5,9 @@ bounded queues between. Frames keep their order and none is lost (a live source 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from mtmamba.errors import MtmError
 from mtmamba.postprocess import Planes, postprocess_all
 from mtmamba.runtime.backends import Backend
 from mtmamba.runtime.backends.base import Result
+from mtmamba.runtime.drawing import drawn_in
 from mtmamba.runtime.outputs import Outputs, Pages, Write, picture_output, raw_folder, window, write_raw
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.sheet import Sheets
@@ -28,6 +30,7 @@ from mtmamba.tasks import Task
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
 PAGES = 2  # frames' pages waiting for the writer: of a 4K video they take 25 MB a task
 PREPARERS, DRAWERS, PNG_WRITERS = 2, 4, 4  # threads at most, where there are cores: a GPU is faster than one of them
+MANY = 100  # frames, for which it pays to start processes that draw
 
 Prepared = tuple[Frame, npt.NDArray[Any]]  # a frame and the model's input for it
 Inferred = tuple[Frame, dict[str, Planes]]
@@ -66,7 +69,7 @@ def run(
     """
     start = perf_counter()
     meter, engine_ms, done = Meter(), Meter(), 0
-    view, pages = view_of(outputs, backend, tasks), page_names(outputs.view, tasks)
+    pages = page_names(outputs.view, tasks)
 
     with opencv_on_one_thread(), ExitStack() as stack:
         writes: list[Write] = []
@@ -86,7 +89,9 @@ def run(
 
         frames = _frames(source, max_frames, meter)
         inferred = _infer(_prepare(frames, backend, meter), backend, meter, engine_ms)
-        drawn = _draw(inferred, source, outputs, view, max_frames, meter)
+        if outputs.raw is not None:
+            inferred = _save_raw(inferred, raw_folder(outputs.raw), tasks, meter)
+        drawn = draw_pages(inferred, source, outputs, view_of(outputs, backend, tasks), max_frames, meter)
         if outputs.form == "pictures" and not outputs.show:  # files that have nothing to do with each other
             writing = shared_stage(
                 "write", lambda item: partial(write, item), drawn, meter, QUEUE, several(PNG_WRITERS)
@@ -174,7 +179,19 @@ def _infer(
                 waiting.popleft()[1]()
 
 
-def _draw(
+def _save_raw(
+    inferred: Generator[Inferred, None, None], folder: Path, tasks: tuple[Task, ...], meter: Meter
+) -> Generator[Inferred, None, None]:
+    def save(item: Inferred) -> Inferred:
+        frame, found = item
+        size = (frame.image.shape[0], frame.image.shape[1])
+        write_raw(folder / f"{frame.name}.npz", postprocess_all(found, tasks, size))
+        return item
+
+    return stage("save raw", save, inferred, meter, QUEUE)
+
+
+def draw_pages(
     inferred: Generator[Inferred, None, None],
     source: Source,
     outputs: Outputs,
@@ -182,27 +199,24 @@ def _draw(
     max_frames: int | None,
     meter: Meter,
 ) -> Generator[tuple[Frame, Pages], None, None]:
-    if outputs.raw is not None:
-        folder = raw_folder(outputs.raw)
-
-        def save(item: Inferred) -> Inferred:
-            frame, found = item
-            size = (frame.image.shape[0], frame.image.shape[1])
-            write_raw(folder / f"{frame.name}.npz", postprocess_all(found, view.tasks, size))
-            return item
-
-        inferred = stage("save raw", save, inferred, meter, QUEUE)
+    """Every frame with its pages, in order: drawn by one thread, or where there are cores by several, of which each has a
+    process to draw in where there are many frames."""
     if outputs.target is None and not outputs.show:
-        return ((frame, {}) for frame, _ in inferred)
-    total = frames_to_do(source, max_frames)
-    sheets = Sheets(view.tasks, total=total, still=not source.moving, one_size=outputs.form == "video")
-    draw = view.opened()
+        yield from ((frame, {}) for frame, _ in inferred)
+        return
+    total, workers, video = frames_to_do(source, max_frames), several(DRAWERS), outputs.form == "video"
+    if workers > 1 and video and not outputs.show:
+        view = replace(view, yuv=True)  # the one thread that writes has enough to do
+    sheets = Sheets(view.tasks, total=total, still=not source.moving, one_size=video)
+    many = total is None or total >= MANY
+    with drawn_in(workers if workers > 1 and many else 0, view) as draw:
 
-    def begin(item: Inferred) -> Callable[[], tuple[Frame, Pages]]:
-        sheet = sheets.make(*item)
-        return lambda: (item[0], draw(sheet))
+        def begin(item: Inferred) -> Callable[[], tuple[Frame, Pages]]:
+            sheet = sheets.make(*item)
+            return lambda: (item[0], draw(sheet))
 
-    return shared_stage("draw", begin, inferred, meter, QUEUE, several(DRAWERS))
+        with closing(shared_stage("draw", begin, inferred, meter, QUEUE, workers)) as drawn:
+            yield from drawn
 
 
 def _batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

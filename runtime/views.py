@@ -10,6 +10,7 @@ from mtmamba.runtime.mosaic import Facts, Mosaic
 from mtmamba.runtime.outputs import WHOLE, Outputs, Pages
 from mtmamba.runtime.preprocess import resize_image
 from mtmamba.runtime.sheet import Sheet
+from mtmamba.runtime.video_out import to_yuv
 from mtmamba.tasks import Task
 
 Draw = Callable[[Sheet], Pages]
@@ -18,19 +19,23 @@ VIEWS = ("mosaic", "tasks")
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How pages look. name: one of VIEWS. facts, picture_width: of the mosaic."""
+    """How pages look. name: one of VIEWS. facts, picture_width: of the mosaic. yuv: as `to_yuv` makes them, for a video."""
 
     name: str
     tasks: tuple[Task, ...]
     facts: Facts
     picture_width: int
+    yuv: bool = False
 
     def opened(self) -> Draw:
         """What draws a sheet's pages, on any thread."""
-        if self.name == "tasks":
-            return lambda sheet: draw_tasks(sheet, self.tasks)
         mosaic = Mosaic(self.tasks, self.facts, picture_width=self.picture_width)
-        return lambda sheet: {WHOLE: mosaic.draw(sheet)}
+
+        def draw(sheet: Sheet) -> Pages:
+            pages = {WHOLE: mosaic.draw(sheet)} if self.name == "mosaic" else draw_tasks(sheet, self.tasks)
+            return {name: to_yuv(page) for name, page in pages.items()} if self.yuv else pages
+
+        return draw
 
 
 def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:
@@ -38,8 +43,8 @@ def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:
     return (WHOLE,) if view == "mosaic" else tuple(task.name for task in tasks)
 
 
-def view_of(outputs: Outputs, backend: Backend, tasks: tuple[Task, ...]) -> View:
-    return View(name=outputs.view, tasks=tasks, facts=facts_of(backend), picture_width=outputs.picture_width)
+def view_of(outputs: Outputs, backend: Backend, tasks: tuple[Task, ...], *, yuv: bool = False) -> View:
+    return View(name=outputs.view, tasks=tasks, facts=facts_of(backend), picture_width=outputs.picture_width, yuv=yuv)
 
 
 def draw_tasks(sheet: Sheet, tasks: tuple[Task, ...]) -> dict[str, Picture]:

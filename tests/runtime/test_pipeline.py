@@ -1,6 +1,7 @@
 """The pipeline of mtm-run: views, forms, long runs, frames that change, and ends that come too early."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,9 +21,11 @@ from click.testing import CliRunner
 from mtmamba.runtime import outputs
 from mtmamba.runtime import run as running
 from mtmamba.runtime.backends import open_backend
+from mtmamba.runtime.drawing import DrawingProcess
 from mtmamba.runtime.outputs import Outputs, window
 from mtmamba.runtime.run import run
 from mtmamba.runtime.run_cli import main
+from mtmamba.runtime.sheet import Sheet
 from mtmamba.runtime.sources import VideoFile, open_source
 from mtmamba.runtime.video_out import part_of, video_output
 
@@ -71,18 +74,33 @@ def test_stages_are_told_apart(clip: Path, toy_onnx: Path) -> None:
     assert answer["engine_ms_p50"] <= answer["stages_ms_p50"]["infer"]
 
 
+@pytest.mark.parametrize("form", ["png", "mp4"])
 @pytest.mark.parametrize("view", ["mosaic", "tasks"])
-def test_several_threads_draw_what_one_does(
-    clip: Path, toy_onnx: Path, view: str, monkeypatch: pytest.MonkeyPatch
+def test_several_threads_and_processes_draw_what_one_does(
+    clip: Path, toy_onnx: Path, view: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The depth's colours depend on the frames before, whichever thread draws them."""
-    for threads in (1, 4):
+    """The depth's colours depend on the frames before, whoever draws them. A process is waited for, so that all frames come
+    from it."""
+    drew: list[bool] = []
+
+    def when_ready(process: DrawingProcess, sheet: Sheet) -> Any:
+        while not process.ready:
+            time.sleep(0.01)
+        drew.append(True)
+        return draw(process, sheet)
+
+    draw = DrawingProcess.draw
+    monkeypatch.setattr(DrawingProcess, "draw", when_ready)
+    for name, threads, many in (("one", 1, 1), ("threads", 4, 100), ("processes", 2, 1)):
         monkeypatch.setattr(running, "several", lambda most, threads=threads: threads)
-        run_json(clip, "--format", "png", "--view", view, "-o", f"of_{threads}")
-    ones = sorted(path.relative_to("of_1") for path in Path("of_1").rglob("*.png"))
-    assert len(ones) >= 9
+        monkeypatch.setattr(running, "MANY", many)
+        assert not drew
+        run_json(clip, "--format", form, "--view", view, "-o", name if form == "png" else f"{name}/all.mp4")
+    assert len(drew) == 9
+    ones = sorted(path.relative_to("one") for path in Path("one").rglob("*.*"))
+    assert len(ones) >= (9 if form == "png" else 1)
     for one in ones:
-        assert ("of_1" / one).read_bytes() == ("of_4" / one).read_bytes()
+        assert ("one" / one).read_bytes() == ("threads" / one).read_bytes() == ("processes" / one).read_bytes()
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -161,20 +179,35 @@ def _number(image: np.ndarray) -> int:
     return sum(int(value > middle) << bit for bit, value in enumerate(columns))
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("blow", "threads"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 1), (signal.SIGINT, 2), (signal.SIGKILL, 2)],
+)
 def test_what_was_written_plays_whatever_ends_it(
-    tmp_path: Path, toy_onnx: Path, make_video: Callable[..., Path], read_frames: Reader, blow: signal.Signals
+    tmp_path: Path,
+    toy_onnx: Path,
+    make_video: Callable[..., Path],
+    read_frames: Reader,
+    blow: signal.Signals,
+    threads: int,
 ) -> None:
+    """With one thread that draws, and with two and their processes: Ctrl-C reaches every process of a terminal."""
     make_video(tmp_path / "long.mp4", frames=3000, fps=5)
-    code = "from mtmamba.runtime.run_cli import main; main()"
+    code = (
+        f"from mtmamba.runtime import run; run.several = lambda most: {threads}\n"
+        "from mtmamba.runtime.run_cli import main; main()"
+    )
     command = [sys.executable, "-c", code, "long.mp4", "--view", "tasks", "--tasks", "depth", "--json"]
     target = Path("long.mtm.depth.mp4")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         for _ in range(600):
             if part_of(target).exists() and part_of(target).stat().st_size > 2500:
                 break
             time.sleep(0.05)
-        process.send_signal(blow)
+        if blow == signal.SIGINT:
+            os.killpg(process.pid, blow)
+        else:
+            process.send_signal(blow)
         answer = process.communicate(timeout=30)[0]
     if blow == signal.SIGKILL:
         assert not target.exists() and len(read_frames(part_of(target))[0]) >= 10
