@@ -46,7 +46,7 @@ from mtmamba.runtime.views import page_names, view_of
 SOURCE_SIZE, INPUT_SIZE = (270, 480), (96, 160)  # height, width
 FIRST = 60  # frames that do not count
 SEEN = 8  # classes in a frame, about as many as a street has
-SETTINGS = {"model slowest": 120.0, "drawing slowest": 2.0, "alike": None}
+SETTINGS = {"model slowest": 60.0, "drawing slowest": 2.0, "alike": None}
 
 
 class Waiting(Backend):
