@@ -10,7 +10,7 @@ nothing beside it. Each is the median of several runs, the two taken in turns.
 The first frames count on neither side: letters are drawn once, the encoder looks ahead before it encodes, and processes that
 draw have to start. What the
 pipeline takes to start and to finish is told apart, as is the processor time a frame: no pipeline is faster than that
-over the number of cores. A pair of runs beside which others used a tenth of a core is made again, up to three times as
+over the number of cores. A pair of runs beside which others used a twentieth of the cores is made again, up to three times as
 often as asked for.
 """
 
@@ -39,7 +39,7 @@ from mtmamba.runtime.outputs import Outputs, Pages, output_path, picture_output
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.runtime.run import QUEUE, draw_pages, run
 from mtmamba.runtime.sources import Frame, open_source
-from mtmamba.runtime.threads import Meter, opencv_on_one_thread
+from mtmamba.runtime.threads import Meter, cores, opencv_on_one_thread
 from mtmamba.runtime.video_out import video_output
 from mtmamba.runtime.views import page_names, view_of
 
@@ -91,7 +91,7 @@ def main() -> None:
         ]
     show(rows)
     if arguments.json:
-        result = {"frames": arguments.frames, "repeats": arguments.repeats, "cores": len(os.sched_getaffinity(0)),
+        result = {"frames": arguments.frames, "repeats": arguments.repeats, "cores": cores(),
                   "cpu": platform.processor() or platform.machine(), "source": SOURCE_SIZE, "input": INPUT_SIZE,
                   "settings": rows}  # fmt: skip
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -120,7 +120,7 @@ def measure(clip: Path, name: str, model_ms: float, repeats: int) -> dict[str, A
         stages = result.stages_ms_p50
         slowest = max(stages, key=stages.__getitem__)
         alone_s = alone(clip, backend, slowest)
-        if used_by_others() - others_start > 0.1 * (time.perf_counter() - all_start):
+        if used_by_others() - others_start > 0.05 * cores() * (time.perf_counter() - all_start):
             continue
         together.append((len(ends) - FIRST) / (ends[-1] - ends[FIRST - 1]))
         once_s.append(took - len(ends) / together[-1])

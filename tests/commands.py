@@ -1,13 +1,18 @@
 """The console commands, for tests over all of them, and how tests run one."""
 
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
-import tomllib
 from click.testing import CliRunner, Result
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest's own need
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
