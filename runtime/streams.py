@@ -19,7 +19,7 @@ import numpy as np
 
 from mtmamba.errors import MtmError
 from mtmamba.runtime.preprocess import Image
-from mtmamba.runtime.video_in import USUAL_FPS, decoded, picture_of, reason
+from mtmamba.runtime.video_in import USUAL_FPS, decoded, open_container, picture_of, reason
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,9 @@ class NetworkInput(LiveInput):
     def _container(self) -> Any:
         options = {"rtsp_transport": "tcp"} if self._url.lower().startswith("rtsp") else {}
         try:
-            container = av.open(self._url, options=options, timeout=self.patience.stall_s, metadata_errors="ignore")
+            container = open_container(
+                self._url, options=options, timeout=self.patience.stall_s, metadata_errors="ignore"
+            )
         except (av.error.FFmpegError, OSError) as error:
             raise MtmError(
                 f"{self.label}: expected a stream FFmpeg can open, found none ({reason(error)}); check the address, that "

@@ -125,7 +125,8 @@ def shared_stage(
 ) -> Generator[U, None, None]:
     """A `stage` of several threads. `begin` takes the items one after another; what it returns is called by one of `workers`
     threads. Results keep the items' order, and each comes as soon as it is there. The meter gets an item's time over the
-    number of threads: the pace. With those under way no more items wait than before a stage of one thread."""
+    number of threads: the pace. One more item than threads is under way or done, so that a thread seldom waits for the one
+    whose turn it is; with these about as many wait as before a stage of one thread."""
     if workers == 1:
         yield from stage(name, lambda item: begin(item)(), items, meter, depth)
         return
@@ -147,7 +148,7 @@ def shared_stage(
             ahead.close()
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"mtm-{name}")
-    under_way = Prefetch(started(Prefetch(items, max(1, depth - workers))), max(1, workers - 2))
+    under_way = Prefetch(started(Prefetch(items, max(1, depth - workers))), workers - 1)
     try:
         for one in under_way:
             result = one.result()

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -89,11 +89,18 @@ def picture_of(frame: Any) -> Image:
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
 
 
+def open_container(name: str, mode: Literal["r", "w"] = "r", **options: Any) -> Any:
+    """`av.open`, with FFmpeg's messages for nobody. torchvision before 0.26 sends them to Python's log: a decoder's thread with
+    something to say then waits for Python, which may be waiting for that thread to end."""
+    av.logging.set_level(None)
+    return av.open(name, mode, **options)
+
+
 @contextmanager
 def _opened(name: str) -> Iterator[Any]:
     """The container, with a video stream in it. Raises MtmError where there is none."""
     try:
-        container = av.open(name, metadata_errors="ignore")
+        container = open_container(name, metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
         raise MtmError(
             f"{name}: expected a video FFmpeg can decode, found something else or an unknown codec "

@@ -21,7 +21,7 @@ from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 from mtmamba.runtime.preprocess import Image
 from mtmamba.runtime.threads import cores
-from mtmamba.runtime.video_in import reason
+from mtmamba.runtime.video_in import open_container, reason
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class VideoWriter:
 
     def _open(self, size: tuple[int, int]) -> None:
         codec = encoder()
-        self._container = av.open(str(self.path), "w", options=_FRAGMENTED)
+        self._container = open_container(str(self.path), "w", options=_FRAGMENTED)
         rate = Fraction(self._fps).limit_denominator(1001)
         self._stream = self._container.add_stream(codec, rate=rate, options=CODECS[codec])
         self._stream.width, self._stream.height = self._size = size
@@ -177,8 +177,8 @@ def _put_in_order(part: Path, target: Path, frames: int) -> None:
     with atomic_path(target) as temporary:
         try:
             with (
-                av.open(str(part)) as source,
-                av.open(str(temporary), "w", options=_IN_ORDER) as result,
+                open_container(str(part)) as source,
+                open_container(str(temporary), "w", options=_IN_ORDER) as result,
             ):
                 stream = result.add_stream_from_template(source.streams.video[0])
                 for packet in source.demux(source.streams.video[0]):

@@ -263,3 +263,18 @@ def test_a_shorter_video_than_promised_is_warned_of(
     longer = VideoInfo(path=info.path, fps=info.fps, frames=8)
     assert len(list(read_video(longer))) == 5
     assert "its header promises 8 frames, 5 could be decoded" in caplog.text
+
+
+def test_nobody_hears_ffmpegs_messages(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    """Where another package sends them to Python's log, a decoder's thread may wait for Python for ever."""
+    clip = make_video(tmp_path / "a.mp4", frames=4)
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        list(read_video(probe_video(clip)))
+        assert av.logging.get_level() is None
+        av.logging.set_level(av.logging.ERROR)
+        with video_output(tmp_path / "b.mp4", 25) as writer:
+            writer.write(PICTURES[0])
+            assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(None)
