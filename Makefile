@@ -4,9 +4,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+LOWEST_PYTHON ?= python3.10
 SOURCES := mtmamba export calib runtime tests benchmarks examples
 
-.PHONY: demo test lint types unit format clean
+.PHONY: demo test lint types unit lowest format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo.py --folder demo
@@ -26,6 +27,19 @@ types: $(VENV)/.installed
 
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Every test with the lowest versions that pyproject.toml allows, on the lowest Python. Takes a quarter of an hour.
+LOWEST := build/lowest
+lowest: export VIRTUAL_ENV = $(CURDIR)/$(LOWEST)
+lowest:
+	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra model --extra cpu --extra rtx --extra train --extra eval \
+		--extra dev --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(LOWEST)/bin/uv pip install --quiet --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/uv pip install --quiet --no-deps --editable . kernel-lens
+	$(LOWEST)/bin/uv pip install --quiet --upgrade pytest
+	PATH=$(VIRTUAL_ENV)/bin:$$PATH $(LOWEST)/bin/python -m pytest -o filterwarnings=default
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import timm
+import torch
 from timm.models.swin_transformer import checkpoint_filter_fn
 from torch import Tensor
 
@@ -130,9 +131,15 @@ def _to_timm(state: Mapping[str, Tensor], encoder: SwinEncoder, source: str) -> 
     wanted = encoder.state_dict()
     tables = {name for name in state if name.endswith(BIAS_TABLE)}
     _refuse(source, [f"unexpected {name}" for name in tables - wanted.keys()])  # the filter would not survive them
+    # Before 1.0.31 timm knows its own layout by the classifier alone, which has been dropped.
+    marker = {} if "layers.0.downsample.reduction.weight" in state else {"head.fc.weight": torch.empty(0)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's interpolation indexes in ways that torch warns about
-        return checkpoint_filter_fn(dict(state), encoder)
+        return {
+            name: tensor
+            for name, tensor in checkpoint_filter_fn({**state, **marker}, encoder).items()
+            if name not in marker
+        }
 
 
 def _check(state: Mapping[str, Tensor], encoder: SwinEncoder, source: str) -> None:

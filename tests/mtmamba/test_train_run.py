@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,20 +190,21 @@ def test_killed_while_writing(straight: tuple[list[Step], Path], tmp_path: Path)
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can grow beyond 64 KiB."""
+    """No file can grow beyond 64 KiB, this process's output included where that is one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_old_state(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path) -> None:
     run(plan_of(tmp_path, eval_every=100), stop_after=3)
     before = (tmp_path / "last.pth").read_bytes()
-    request.getfixturevalue("full_disk")
-    with pytest.raises(MtmError, match="writing .*failed.* free space"):
+    with full_disk(), pytest.raises(MtmError, match="writing .*failed.* free space"):
         run(plan_of(tmp_path, resume=True, eval_every=100))
     assert (tmp_path / "last.pth").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
