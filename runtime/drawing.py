@@ -14,7 +14,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,15 +28,16 @@ from mtmamba.runtime.views import View
 
 logger = logging.getLogger(__name__)
 
-_CODE = "import sys; sys.path[:] = {path!r}; from mtmamba.runtime.drawing import serve; serve(*{files!r})"
+_CODE = "import sys; sys.path[:] = {path!a}; from mtmamba.runtime.drawing import serve; serve(*{files!r})"
 _LINE = 64  # bytes; arrays start at multiples of it
-_KEEP = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 28)}
-"""glibc gives memory back to the system after each page, and takes it again for the next: a tenth of the time."""
+_KEEP = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
+"""glibc gives memory back to the system after each page, and takes it again for the next: a tenth of the time. (Older ones
+take no larger second one, and with the first alone take longer than with neither.)"""
+_STALLED_S = 30.0  # for a page that takes 0.02
 
 
 class Drawing:
-    """Draws sheets' pages, for as many threads as there are `processes`, each of which waits for one; without any, on the
-    thread that calls."""
+    """Draws sheets' pages, for each of several threads in one of `processes`, or where none is free on the thread itself."""
 
     def __init__(self, view: View, processes: "tuple[DrawingProcess, ...]") -> None:
         self.processes = processes
@@ -50,7 +51,10 @@ class Drawing:
         return self._here(sheet) if pages is None else pages
 
     def _elsewhere(self, sheet: Sheet) -> Pages | None:
-        process = self._idle.get()
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:  # fewer could be started than threads
+            return None
         try:
             return process.draw(sheet)
         finally:
@@ -62,7 +66,7 @@ def drawn_in(processes: int, view: View) -> Iterator[Drawing]:
     """With so many processes, or as many as the system lends."""
     with ExitStack() as stack:
         started = list[DrawingProcess]()
-        if hasattr(os, "memfd_create"):
+        if hasattr(os, "memfd_create") and sys.executable and not getattr(sys, "frozen", False):
             try:
                 while len(started) < processes:
                     started.append(stack.enter_context(_process(view)))
@@ -77,10 +81,12 @@ def _process(view: View) -> "Iterator[DrawingProcess]":
     with ours, Memory() as requests, Memory() as replies:
         with theirs:
             files = theirs.fileno(), requests.file, replies.file
+            code = _CODE.format(path=[entry for entry in sys.path if isinstance(entry, str)], files=files)
             child = subprocess.Popen(
-                [sys.executable, "-c", _CODE.format(path=sys.path, files=files)],
+                [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", code],  # type: ignore[attr-defined]
                 pass_fds=files,
                 stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
                 env={**_KEEP, **os.environ},
                 start_new_session=True,  # Ctrl-C is for this process: what is on its way is still drawn
             )
@@ -104,7 +110,7 @@ class DrawingProcess:
         """Whether it draws."""
         if self._ready is None and self._channel.waiting():
             try:
-                self._ready = self._channel.receive()
+                self._ready = self._channel.receive(_STALLED_S)
             except (EOFError, OSError) as error:
                 self._lose(error)
         return self._ready is True
@@ -115,7 +121,7 @@ class DrawingProcess:
             return None
         try:
             self._channel.send(sheet)
-            pages: Pages = self._channel.receive()
+            pages: Pages = self._channel.receive(_STALLED_S)
         except (EOFError, OSError) as error:
             self._lose(error)
             return None
@@ -123,8 +129,11 @@ class DrawingProcess:
 
     def _lose(self, error: Exception) -> None:
         self._ready = False
+        reason = f"{error}"
+        if not isinstance(error, TimeoutError):
+            with suppress(subprocess.TimeoutExpired):  # its connection ends before it does
+                reason = f"status {self.child.wait(5)}"
         self.child.kill()
-        reason = f"{error}" or f"status {self.child.wait()}"
         logger.warning("a process that draws ended early (%s); its frames are drawn in this one", reason)
 
 
@@ -160,8 +169,11 @@ class Channel:
         """Whether `receive` would not have to wait."""
         return self._connection.poll()
 
-    def receive(self) -> Any:
-        """Wait for the next value, whose arrays stay until the one after it. Raises EOFError or OSError where none comes."""
+    def receive(self, seconds: float | None = None) -> Any:
+        """Wait for the next value, whose arrays stay until the one after it. Raises EOFError or OSError where none comes, or
+        not in time."""
+        if not self._connection.poll(seconds):
+            raise TimeoutError(f"no answer for {seconds:g} s")
         text, sizes = self._connection.recv()
         return pickle.loads(text, buffers=self._theirs.areas(sizes))
 

@@ -150,4 +150,5 @@ def raw_folder(folder: Path, flag: str = "--save-raw") -> Path:
 def write_raw(target: Path, predictions: dict[str, Prediction]) -> None:
     """One frame's predictions as a compressed npz, one array a task. Raises MtmError where it cannot be written."""
     with atomic_path(target) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **predictions)
+        # NumPy 1.26 takes allow_pickle for the name of an array.
+        np.savez_compressed(file, **predictions)  # type: ignore[arg-type]

@@ -119,10 +119,8 @@ def run_parity(
 def draw_samples(backend: Backend, images: Images, count: int, on_picture: Callable[[], None]) -> list[Sample]:
     """The first pictures with every task drawn."""
     metadata = backend.metadata
-    sheets, mosaic = (
-        Sheets(metadata.tasks, still=True),
-        Mosaic(metadata.tasks, facts_of(backend), picture_width=TILE_WIDTH),
-    )
+    sheets = Sheets(metadata.tasks, still=True)
+    mosaic = Mosaic(metadata.tasks, facts_of(backend), picture_width=TILE_WIDTH)
     pages = []
     for frame in islice(images.make(), count):
         outputs = backend.infer(preprocess(frame.image, metadata)[None])

@@ -29,7 +29,8 @@ class Sheet:
 
 
 class Sheets:
-    """Makes the sheets of one source. Holds the smoothed depth range, so give it a video's frames in order.
+    """Makes the sheets of one source, with what `tasks` need. Holds the smoothed depth range, so give it a video's frames in
+    order.
 
     total: how many frames there will be, None where nobody knows. still: the frames are pictures that have nothing to do
     with each other (a folder), so nothing is smoothed. one_size: all pages have the first one's size, whatever the frames'
@@ -39,6 +40,7 @@ class Sheets:
     def __init__(
         self, tasks: tuple[Task, ...], *, total: int | None = None, still: bool = False, one_size: bool = False
     ) -> None:
+        self._tasks = tasks
         self._depth = next((task for task in tasks if task.kind == "depth"), None)
         self._total, self._one_size = total, one_size
         self._scale = DepthScale(momentum=0.0 if still else 0.9)
@@ -52,8 +54,9 @@ class Sheets:
             raw = planes[self._depth.name]
             depth = postprocess(raw, self._depth, (raw.shape[-2], raw.shape[-1]))
             scale = scale.after(np.asarray(depth, np.float32))
+        drawn = {task.name: planes[task.name] for task in self._tasks}
         note = caption(frame, self._total)
-        return Sheet(image=frame.image, planes=planes, size=self._size, scale=scale, name=frame.source, note=note)
+        return Sheet(image=frame.image, planes=drawn, size=self._size, scale=scale, name=frame.source, note=note)
 
 
 def caption(frame: Frame, total: int | None) -> str:

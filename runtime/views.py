@@ -43,8 +43,8 @@ def page_names(view: str, tasks: tuple[Task, ...]) -> tuple[str, ...]:
     return (WHOLE,) if view == "mosaic" else tuple(task.name for task in tasks)
 
 
-def view_of(outputs: Outputs, backend: Backend, tasks: tuple[Task, ...], *, yuv: bool = False) -> View:
-    return View(name=outputs.view, tasks=tasks, facts=facts_of(backend), picture_width=outputs.picture_width, yuv=yuv)
+def view_of(outputs: Outputs, backend: Backend, tasks: tuple[Task, ...]) -> View:
+    return View(name=outputs.view, tasks=tasks, facts=facts_of(backend), picture_width=outputs.picture_width)
 
 
 def draw_tasks(sheet: Sheet, tasks: tuple[Task, ...]) -> dict[str, Picture]:

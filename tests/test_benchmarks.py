@@ -92,6 +92,7 @@ def check(*arguments, **environment):
     )
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="gpu_check.sh needs Python 3.11")
 def test_the_package_need_not_be_installed(tmp_path):
     """By an interpreter without its site-packages (-S), in the repository's root as the tests and commands are."""
     python = tmp_path / "python"

@@ -1,7 +1,6 @@
 """Pages drawn in other processes: the same pages, whatever happens to a process, and none left behind."""
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -64,13 +63,20 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """No open file and no process more than before."""
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every process that was started has ended, and no file is open more than before."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
     before = len(list(Path("/proc/self/fd").iterdir()))
     yield
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert all(process.returncode is not None for process in started)
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -109,7 +115,32 @@ def test_a_process_that_is_killed_loses_nothing(caplog: pytest.LogCaptureFixture
         drawn = [draw(sheet) for sheet in sheets]
     assert all(same(pages, here(sheet)) for pages, sheet in zip(drawn, sheets, strict=True))
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(said) == 2 and all("a process that draws ended early" in line for line in said)
+    assert said == ["a process that draws ended early (status -9); its frames are drawn in this one"] * 2
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_process_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(drawing, "_STALLED_S", 0.5)
+    sheet = sheets_of([(96, 64)])[0]
+    with drawn_in(1, VIEW) as draw:
+        when_ready(draw).processes[0].child.send_signal(signal.SIGSTOP)
+        assert same(draw(sheet), VIEW.opened()(sheet))
+    assert "a process that draws ended early (no answer for 0.5 s)" in caplog.text
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_thread_for_which_no_process_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws itself, while the one process draws for another."""
+    monkeypatch.setattr(drawing, "_STALLED_S", 2.0)
+    sheets = sheets_of([(96, 64)] * 2)
+    with drawn_in(1, VIEW) as draw, ThreadPoolExecutor(1) as thread:
+        child = when_ready(draw).processes[0].child
+        child.send_signal(signal.SIGSTOP)
+        waiting = thread.submit(draw, sheets[0])
+        wait_for(draw._idle.empty)
+        assert same(draw(sheets[1]), VIEW.opened()(sheets[1])) and not waiting.done()
+        child.send_signal(signal.SIGCONT)
+        assert same(waiting.result(), VIEW.opened()(sheets[0]))
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -127,6 +158,30 @@ def test_a_system_that_starts_no_process(monkeypatch: pytest.MonkeyPatch, caplog
     with drawn_in(3, VIEW) as draw:
         assert same(draw(sheet), VIEW.opened()(sheet))
     assert "a process that draws could not be started" in caplog.text
+
+
+def test_an_application_that_is_its_own_interpreter_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with drawn_in(2, VIEW) as draw:
+        assert not draw.processes
+    monkeypatch.delattr(sys, "frozen")
+    monkeypatch.setattr(sys, "executable", None)
+    with drawn_in(2, VIEW) as draw:
+        assert not draw.processes
+
+
+def test_paths_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, "/tmp/é€'\\", Path("/tmp")])
+    sheet = sheets_of([(96, 64)])[0]
+    with drawn_in(1, VIEW) as draw:
+        assert same(when_ready(draw)(sheet), VIEW.opened()(sheet))
+
+
+def test_only_what_is_drawn_is_sent() -> None:
+    depth = next(task for task in TASKS if task.kind == "depth")
+    frame = Frame(index=0, name="a", image=np.zeros((8, 8, 3), np.uint8), source="a.png")
+    planes = {task.name: np.zeros((task.channels, 8, 8), np.float32) for task in TASKS}
+    assert list(Sheets((depth,)).make(frame, planes).planes) == [depth.name]
 
 
 def test_they_end_with_the_process_they_draw_for() -> None:
