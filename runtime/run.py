@@ -28,7 +28,7 @@ from mtmamba.runtime.views import View, page_names, view_of
 from mtmamba.tasks import Task
 
 QUEUE = 4  # frames (or batches) waiting between two stages: enough to smooth, small enough for any memory
-PAGES = 2  # frames' pages waiting for the writer: of a 4K video they take 25 MB a task
+PAGES = 2  # frames' pages waiting for the writer: of a 4K video they take 25 MB a task; twice as many in the encoder's colours
 PREPARERS, DRAWERS, PNG_WRITERS = 2, 4, 4  # threads at most, where there are cores: a GPU is faster than one of them
 MANY = 100  # frames, for which it pays to start processes that draw
 
@@ -97,7 +97,7 @@ def run(
                 "write", lambda item: partial(write, item), drawn, meter, QUEUE, several(PNG_WRITERS)
             )
         else:
-            writing = stage("write", write, drawn, meter, PAGES)
+            writing = stage("write", write, drawn, meter, 2 * PAGES if _in_yuv(outputs) else PAGES)
         with closing(Prefetch(writing, QUEUE)) as finished:
             interrupted = _until_done(finished, source, count)
         if done == 0:
@@ -204,10 +204,9 @@ def draw_pages(
     if outputs.target is None and not outputs.show:
         yield from ((frame, {}) for frame, _ in inferred)
         return
-    total, workers, video = frames_to_do(source, max_frames), several(DRAWERS), outputs.form == "video"
-    if workers > 1 and video and not outputs.show:
-        view = replace(view, yuv=True)  # the one thread that writes has enough to do
-    sheets = Sheets(view.tasks, total=total, still=not source.moving, one_size=video)
+    total, workers = frames_to_do(source, max_frames), several(DRAWERS)
+    view = replace(view, yuv=_in_yuv(outputs))
+    sheets = Sheets(view.tasks, total=total, still=not source.moving, one_size=outputs.form == "video")
     many = total is None or total >= MANY
     with drawn_in(workers if workers > 1 and many else 0, view) as draw:
 
@@ -217,6 +216,11 @@ def draw_pages(
 
         with closing(shared_stage("draw", begin, inferred, meter, QUEUE, workers)) as drawn:
             yield from drawn
+
+
+def _in_yuv(outputs: Outputs) -> bool:
+    """Whether those who draw make the encoder's colours too: where they are several, who writes has enough to do."""
+    return several(DRAWERS) > 1 and outputs.form == "video" and not outputs.show
 
 
 def _batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

@@ -109,7 +109,7 @@ class VideoWriter:
         self._stream.width, self._stream.height = self._size = size
         self._stream.pix_fmt = "yuv420p"
         codec_context = self._stream.codec_context
-        codec_context.thread_count = max(1, cores() - 1)  # one core is for what makes the frames
+        codec_context.thread_count = max(1, 2 * cores() // 3)  # the others are for what makes the frames
         codec_context.time_base, codec_context.colorspace, codec_context.color_range = TIME_BASE, _BT601, _LIMITED
         self._stream.gop_size = max(1, round(_FRAGMENT_S * self._fps))
 
