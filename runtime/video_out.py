@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".mp4", ".mov")
 CODECS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "veryfast", "crf": "20", "bf": "0"},
+    "libx264": {"preset": "veryfast", "crf": "20", "bf": "0", "x264-params": "subme=1"},
     "mpeg4": {"qscale": "3"},
 }
 """Encoders to try, the one that plays in most places first, with their options: a fixed, high quality, and no frames that
-refer to later ones (they would delay every time stamp of a fragmented file)."""
+refer to later ones (they would delay every time stamp of a fragmented file). subme=1: three quarters of veryfast's time for 6 %
+larger files at 46 dB (one less), on pages of a street."""
 
 TIME_BASE = Fraction(1, 60_000)  # MPEG-4 knows none finer than 1 / 65,535
 _FRAGMENT_S = 2
