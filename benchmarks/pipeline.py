@@ -8,11 +8,10 @@ pipeline's frames a second against those of its slowest stage alone: the same st
 nothing beside it, and of those that take about as long the one that then is the slowest. Each is the median of several
 runs, the two taken in turns.
 
-The first frames count on neither side: letters are drawn once, the encoder looks ahead before it encodes, and processes that
-draw have to start. What the
-pipeline takes to start and to finish is told apart, as is the processor time a frame: no pipeline is faster than that
-over the number of cores. A pair of runs beside which others used a twentieth of the cores is made again, up to three times as
-often as asked for.
+The first frames count on neither side: letters are drawn once, the encoder looks ahead before it encodes, and processes
+that draw have to start. What the pipeline takes to start and to finish is told apart, as is the processor time a frame: no
+pipeline is faster than that over the number of cores. A pair of runs beside which others used a twentieth of the cores is
+made again, up to three times as often as asked for.
 """
 
 import argparse

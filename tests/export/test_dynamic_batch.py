@@ -25,9 +25,10 @@ from mtmamba.runtime.calibrate import calibrate
 from mtmamba.runtime.onnx_model import load_onnx
 
 
-def run(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+def run(model: onnx.ModelProto, images: np.ndarray, *, fp8: bool = False) -> dict[str, np.ndarray]:
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # before 1.31 it transposes FP8, which it cannot
+    if fp8:  # before 1.31 ONNX Runtime moves transposes to FP8's side, where it has none
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {INPUT_NAME: images}), strict=True))
@@ -96,7 +97,7 @@ def test_quantised(free_onnx: Path, precision: str) -> None:
     assert report["quantised_nodes"] > 20
     expected = run(model.proto, images)
     for batch in (1, 4):
-        for task, found in run(low, images[:batch]).items():
+        for task, found in run(low, images[:batch], fp8=precision == "fp8").items():
             difference = found - expected[task][:batch]
             assert np.sqrt((difference**2).mean()) < 0.2 * expected[task].std(), task
 
