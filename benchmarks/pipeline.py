@@ -5,8 +5,8 @@
 A model that only waits, as the CPU does while a GPU works, takes a given time a frame; decoding, preprocessing, drawing
 and encoding are real. Three settings: the model is the slowest stage by far, the others are, and none is. For each, the
 pipeline's frames a second against those of its slowest stage alone: the same stage, run over the same frames with
-nothing beside it, and of those that take about as long the one that then is the slowest. Each is the median of several
-runs, the two taken in turns.
+nothing beside it, and of those that take about as long the one that then is the slowest. The two are run in turns, several
+times: the share is the median of the pairs', as a machine that others use is faster at one time than at another.
 
 The first frames count on neither side: letters are drawn once, the encoder looks ahead before it encodes, and processes
 that draw have to start. What the pipeline takes to start and to finish is told apart, as is the processor time a frame: no
@@ -79,7 +79,7 @@ class Waiting(Backend):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the result there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -132,12 +132,13 @@ def measure(clip: Path, name: str, model_ms: float, repeats: int) -> dict[str, A
         raise SystemExit(
             f"{name}: expected {repeats} pairs of runs on a quiet machine, had {len(apart)}; stop what else runs"
         )
-    fps, fps_alone = statistics.median(together), statistics.median(apart)
+    shares = [one / other for one, other in zip(together, apart, strict=True)]
     return {
-        "setting": name, "model_ms": round(model_ms, 1), "slowest_stage": slowest, "fps": round(fps, 2),
-        "fps_of_slowest_stage_alone": round(fps_alone, 2), "share": round(fps / fps_alone, 4),
+        "setting": name, "model_ms": round(model_ms, 1), "slowest_stage": slowest,
+        "fps": round(statistics.median(together), 2),
+        "fps_of_slowest_stage_alone": round(statistics.median(apart), 2), "share": round(statistics.median(shares), 4),
         "stages_ms_p50": {stage: round(ms, 2) for stage, ms in stages.items()},
-        "share_of_each_pair": sorted(round(one / other, 3) for one, other in zip(together, apart, strict=True)),
+        "share_of_each_pair": [round(share, 3) for share in sorted(shares)],
         "start_and_finish_ms": round(1e3 * statistics.median(once_s)),
         "processor_ms_a_frame": round(1e3 * statistics.median(cpu_s), 1),
     }  # fmt: skip
