@@ -18,7 +18,7 @@ from mtmamba.metadata import ModelMetadata
 from mtmamba.postprocess import Prediction, postprocess
 from mtmamba.runtime.backends import Backend, open_backend
 from mtmamba.runtime.backends.base import Array
-from mtmamba.runtime.device_array import is_on_gpu
+from mtmamba.runtime.device_array import is_on_gpu, on_host
 from mtmamba.runtime.preprocess import preprocess
 from mtmamba.tasks import Task
 
@@ -106,7 +106,7 @@ class Model:
         Predictions have the picture's size. Raises MtmError for another shape or type, where the device fails, and
         where the model answers with NaN or infinite values.
         """
-        images = np.asarray(image)
+        images = on_host(image)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3 or 0 in images.shape:
             raise MtmError(
                 "expected a picture [H, W, 3] or pictures [N, H, W, 3] of uint8, RGB, found "
@@ -139,7 +139,7 @@ class Model:
         if is_on_gpu(tensor):
             with self._lane() as lane:
                 return lane.infer_on_gpu(tensor, out or {})
-        images = np.asarray(tensor)
+        images = on_host(tensor)
         wanted, dtype = self.metadata.input_shape[1:], self.metadata.input_dtype
         if images.dtype != dtype or images.ndim != 4 or images.shape[1:] != wanted or not len(images):
             how = ", normalised" if self.metadata.io == "raw" else " of RGB"

@@ -48,6 +48,20 @@ def is_on_gpu(array: Any) -> bool:
     return hasattr(array, "__cuda_array_interface__")
 
 
+def on_host(array: Any) -> npt.NDArray[Any]:
+    """`array` as NumPy sees it, without a copy where that can be. Raises MtmError where NumPy cannot read it."""
+    try:
+        if hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
+            return np.from_dlpack(array)
+        return np.asarray(array)
+    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError) as error:  # what owners refuse with
+        reason = " ".join(str(error).split())[:200]
+        cure = "call .detach() on it first" if getattr(array, "requires_grad", False) else "give a NumPy array"
+        raise MtmError(
+            f"expected an array in host memory, found a {type(array).__name__} that NumPy cannot read ({reason}); {cure}"
+        ) from error
+
+
 def view(
     array: Any,
     name: str,

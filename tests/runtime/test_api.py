@@ -57,6 +57,38 @@ def test_a_picture(toy_onnx: Path, picture: np.ndarray, metadata: ModelMetadata)
     assert found.depth.min() >= 0 and 0 <= found.edge.min() <= found.edge.max() <= 1
 
 
+class OnlyDlpack:
+    """What an array needs to be read, and no more."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> object:
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+
+def test_an_array_with_dlpack_alone(toy_onnx: Path, picture: np.ndarray, metadata: ModelMetadata) -> None:
+    images = np.zeros((1, 3, *metadata.input_size), np.float32)
+    with load(toy_onnx) as model:
+        np.testing.assert_array_equal(model(OnlyDlpack(picture)).depth, model(picture).depth)
+        np.testing.assert_array_equal(model.infer(OnlyDlpack(images))["depth"], model.infer(images)["depth"])
+
+
+def test_arrays_that_numpy_refuses(toy_onnx: Path, metadata: ModelMetadata) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (mtmamba[model])")
+    images = torch.zeros(1, 3, *metadata.input_size, requires_grad=True)
+    with load(toy_onnx) as model:
+        model.infer(images.detach())
+        for call in (model, model.infer):
+            with pytest.raises(MtmError, match=r"found a Tensor that NumPy cannot read .*; call \.detach\(\) on it"):
+                call(images)
+            with pytest.raises(MtmError, match="found a list that NumPy cannot read .*; give a NumPy array"):
+                call([[1, 2], [3]])
+
+
 def test_channels_are_red_green_blue(toy_onnx: Path, picture: np.ndarray) -> None:
     with load(toy_onnx) as model:
         assert not np.array_equal(model(picture).depth, model(picture[:, :, ::-1]).depth)
