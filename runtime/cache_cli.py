@@ -6,7 +6,7 @@ import click
 
 from mtmamba.cache import cache_dir
 from mtmamba.console import command, say
-from mtmamba.runtime.model_cache import FOLDER, clear, entries
+from mtmamba.runtime.model_cache import FOLDER, clear, clear_unfinished, entries
 
 
 @command(epilog="Example: mtm-cache --clear")
@@ -26,6 +26,8 @@ def main(delete: bool) -> dict[str, Any]:
     say(f"{total / 2**20:9.1f} MiB  in {folder}")
     if delete:
         say(f"deleted {clear()} models")
+        if unfinished := clear_unfinished():
+            say(f"deleted {unfinished} that were never finished")
     return {"folder": str(folder), "models": rows, "bytes": total, "deleted": delete}
 
 

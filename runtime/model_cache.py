@@ -1,12 +1,14 @@
 """The models that mtm-run makes for itself: exports and engines in the cache folder, each under a key of everything that
 goes into it, so that nothing is made twice and nothing stale is used.
 
-CACHE/models/KEY/ holds one model, its sidecar where it is an engine, and key.json, the facts that the key is the hash of.
+CACHE/models/KEY/ holds one model, its sidecar where it is an engine, key.json, the facts that the key is the hash of, and
+sha256, the model's own checksum. CACHE/models/.NAME/ is one at work, or what is left of one that was killed.
 """
 
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,8 +31,11 @@ from mtmamba.runtime.plugin import load_plugins
 from mtmamba.runtime.toolchain import find_toolchain
 from mtmamba.runtime.trt import TensorRT, resolve
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "models"
 KEY_FILE = "key.json"
+SUM_FILE = "sha256"
 SOURCES = (
     "*.py",
     "ops/*.py",
@@ -125,22 +130,34 @@ def _plugin_step(on_step: OnStep) -> Callable[[int, int], None]:
 
 
 def _cached(facts: dict[str, Any], name: str, make: Callable[[Path], None], rebuild: bool) -> Path:
-    """The file `name` in the folder of these facts, made by `make(path)` if it is not there. Two processes may do so at
-    once: each makes its own in a folder beside, which is renamed into place whole, and the first one's stays."""
+    """The file `name` in the folder of these facts, made by `make(path)` if it is not there or damaged. Two processes may
+    do so at once: each makes its own in a folder beside, which is renamed into place whole, and the first one's stays."""
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
     models = cache_dir(FOLDER)
     folder = models / key
-    if rebuild or not (folder / name).is_file():
-        with work_dir(models, prefix=f".{key}.") as work:
+    if rebuild or not _is_whole(folder / name):
+        with work_dir(models, prefix=f".{key}.") as work, _alone_in(work):  # the lock says that it is in use
             make(work / name)
             (work / KEY_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            (work / SUM_FILE).write_text(sha256(work / name), encoding="utf-8")
             with _alone_in(models):
-                if rebuild or not (folder / name).is_file():  # else another was first; what it made is as good
+                if rebuild or not _is_whole(folder / name):  # else another was first; what it made is as good
                     _set_aside(folder)
                     work.rename(folder)
     if not (folder / name).is_file():
         raise MtmError(f"{folder}: expected the {name} just made in it, found none; delete that folder and try again")
     return folder / name
+
+
+def _is_whole(model: Path) -> bool:
+    """Whether the model is there as it was made. One without a checksum, of an older mtmamba, is taken as it is."""
+    checksum = model.with_name(SUM_FILE)
+    if not model.is_file():
+        return False
+    if checksum.is_file() and checksum.read_text(encoding="utf-8", errors="replace") != sha256(model):
+        logger.warning("%s: it is not what was put there, so it is made again", model)
+        return False
+    return True
 
 
 @contextmanager
@@ -202,3 +219,28 @@ def clear() -> int:
     for entry in found:
         shutil.rmtree(entry.folder, ignore_errors=True)
     return len(found)
+
+
+def clear_unfinished() -> int:
+    """Delete what killed processes left half made; how many folders. One that a process is at work in stays."""
+    models, deleted = cache_dir(FOLDER), 0
+    with _alone_in(models):
+        for folder in models.glob(".*"):
+            if folder.is_dir() and not _is_in_use(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                deleted += 1
+    return deleted
+
+
+def _is_in_use(folder: Path) -> bool:
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:  # gone meanwhile, or another user's
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False

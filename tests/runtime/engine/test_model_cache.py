@@ -116,6 +116,17 @@ def test_rebuild(folder: Path, counted: list[str]) -> None:
     assert [child.name for child in first.parent.parent.iterdir()] == [first.parent.name], "something was left behind"
 
 
+def test_a_damaged_model_is_made_again(folder: Path, counted: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    path = folder / "best.pth"
+    path.write_bytes(b"weights")
+    first = onnx_of(path, Recipe(), quiet)
+    first.write_bytes(b"damaged")
+    assert onnx_of(path, Recipe(), quiet) == first and first.read_bytes() == b"2"
+    assert "it is not what was put there, so it is made again" in caplog.text
+    (first.parent / model_cache.SUM_FILE).unlink()  # as an older mtmamba left it
+    assert onnx_of(path, Recipe(), quiet) == first and len(counted) == 2
+
+
 def test_two_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "best.pth"
     path.write_bytes(b"weights")
@@ -324,3 +335,21 @@ def test_mtm_cache(folder: Path, counted: list[str], monkeypatch: pytest.MonkeyP
     answer = json.loads(CliRunner().invoke(cache_cli.main, ["--clear", "--json"]).stdout)
     assert answer["deleted"] and [Path(row["folder"]) for row in answer["models"]] == [path.parent]
     assert not path.exists() and not list(entries())
+
+
+def test_what_a_killed_process_left_is_cleared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = cache_dir(model_cache.FOLDER)
+    (models / ".key.left").mkdir()
+    (models / ".key.left" / "best.onnx").write_bytes(b"half")
+    said: list[str] = []
+
+    def export(checkpoint: Path, target: Path, **options: Any) -> None:
+        said.append(CliRunner().invoke(cache_cli.main, ["--clear"]).stdout)
+        target.write_bytes(b"model")  # its folder is still there
+
+    monkeypatch.setattr(cache_cli, "FOLDER", model_cache.FOLDER)
+    monkeypatch.setattr("mtmamba.export.checkpoint_to_onnx.export_checkpoint", export)
+    (folder / "best.pth").write_bytes(b"weights")
+    assert onnx_of(folder / "best.pth", Recipe(), quiet).is_file()
+    assert "deleted 0 models" in said[0] and "deleted 1 that were never finished" in said[0]
+    assert [path for path in models.iterdir() if path.name.startswith(".")] == []
