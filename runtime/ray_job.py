@@ -4,10 +4,12 @@ On a cluster (`address`) every machine must see the videos, the model and the ou
 mtmamba installed.
 """
 
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mtmamba.errors import MtmError
 from mtmamba.runtime.backends import Backend, open_backend
@@ -16,6 +18,8 @@ from mtmamba.runtime.run import run
 from mtmamba.runtime.sources import IMAGE_SUFFIXES, natural_key, open_source
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+ANSWER_S = 5.0
+"""How long a cluster may take to answer; Ray itself asks again for minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +123,21 @@ def _start(job: Job) -> Any:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if job.address:
+            _check_answers(job.address)
             ray.init(address=job.address, **quiet)
         else:
             ray.init(include_dashboard=False, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MtmError(f"--ray: no Ray cluster could be used ({reason}); start one with ray start --head") from error
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError or ValueError where nobody answers at HOST:PORT or ray://HOST:PORT. Other forms are left to Ray."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.hostname and place.port:
+        try:
+            socket.create_connection((place.hostname, place.port), timeout=ANSWER_S).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody answers at {address}: {error.strerror or error}") from error

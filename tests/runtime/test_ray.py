@@ -1,8 +1,11 @@
 """A folder of videos through a local Ray."""
 
 import json
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtmamba.errors import MtmError
+from mtmamba.runtime import ray_job
 from mtmamba.runtime.ray_job import videos_in
 from mtmamba.runtime.run_cli import main
 
@@ -53,3 +57,29 @@ def test_without_videos(tmp_path: Path, toy_onnx: Path, monkeypatch: pytest.Monk
     (tmp_path / "p" / "a.mp4").touch()
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert "install it with pip install 'mtmamba[ray]'" in error("p")
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_nobody_answers_at_the_address(
+    tmp_path: Path, toy_onnx: Path, unused_port: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**options: Any) -> None:
+        pytest.fail("Ray asks for minutes")
+
+    ray = ModuleType("ray")
+    vars(ray).update(init=init, data=ModuleType("ray.data"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ray.data)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").touch()
+    address = form.format(unused_port)
+    result = CliRunner().invoke(main, ["in", "--ray", "--ray-address", address])
+    assert result.exit_code == 1, result.output
+    assert f"--ray: no Ray cluster could be used (nobody answers at {address}: " in result.stderr
+
+
+def test_addresses_that_ray_is_asked_about() -> None:
+    for address in ("auto", "local", "ray://head", "head"):
+        ray_job._check_answers(address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ray_job._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
