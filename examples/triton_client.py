@@ -5,11 +5,13 @@ python triton_client.py photo.jpg --url localhost:8000 --save predictions.npz
 """
 
 import argparse
+from http.client import HTTPException
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 
 def main() -> None:
@@ -22,7 +24,14 @@ def main() -> None:
     image = cv2.imread(str(arguments.picture))
     if image is None:
         parser.error(f"{arguments.picture}: expected a picture, found something that does not decode as one")
-    predictions = ask(arguments.url, arguments.model, image)
+    try:
+        predictions = ask(arguments.url.removeprefix("http://"), arguments.model, image)
+    except (OSError, HTTPException, InferenceServerException) as error:
+        parser.exit(
+            1,
+            f"{arguments.url}: expected a Triton server with the model {arguments.model}, found none that answers ({error}); "
+            "start one as the README.md of the repository says, or name another with --url\n",
+        )
     for name, value in predictions.items():
         print(f"{name:<12} {value.dtype} {list(value.shape)}, {value.min()} to {value.max()}")
     if arguments.save:

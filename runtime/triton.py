@@ -12,7 +12,8 @@ Forms are those of `mtmamba.export.picture_io`. Needs neither Triton nor a GPU.
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +60,16 @@ def write_repository(
 
     on_gpu: where ONNX Runtime runs its models. instances: copies of the model that run side by side. plugin: the plugin
     library an engine needs. Raises MtmError for another kind of file, an engine Triton cannot load, and a folder that is
-    not empty; then nothing is written.
+    not empty or cannot be written; then nothing is written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MtmError(f"{folder}: expected a new or empty folder, found something in it; choose another with --output")
+    with _writing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MtmError(
+                f"{folder}: expected a new or empty folder, found something in it; choose another with --output"
+            )
     existing_file(model, "model")
+    if plugin is not None:
+        existing_file(plugin, "plugin library")
     if model.suffix == ".onnx":
         metadata, backend, file_name = load_onnx(model).metadata, "onnxruntime", "model.onnx"
         plugin = None
@@ -73,20 +79,40 @@ def write_repository(
         raise MtmError(
             f"{model}: expected an .onnx file or an .engine, found {model.suffix!r}; make one with mtm-export"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
-        made = Path(work) / "made"
+    needs_gpu = on_gpu or backend == "tensorrt"
+    with _writing(folder), _beside(folder) as work:
+        made = work / "made"
         writer = _Writer(made / "models", name, metadata, on_gpu=on_gpu, instances=instances)
         writer.model(model, backend, file_name)
         names = writer.ends_and_ensemble()
         if plugin is not None:
             (made / "plugins").mkdir()
             shutil.copy2(plugin, made / "plugins" / plugin.name)
-        (made / "README.md").write_text(_readme(names, plugin), encoding="utf-8")
+        (made / "README.md").write_text(_readme(names, plugin, needs_gpu), encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         made.rename(folder)
     return Repository(folder=folder, models=names, plugin=None if plugin is None else folder / "plugins" / plugin.name)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence that `folder` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MtmError(
+            f"{folder}: cannot write into {folder.parent} ({reason}); choose another folder with --output"
+        ) from error
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, gone after the block."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as work:
+        yield Path(work)
 
 
 def _engine_metadata(model: Path, plugin: Path | None) -> ModelMetadata:
@@ -190,11 +216,12 @@ def _tensors(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> list[str]:
     ]  # fmt: skip
 
 
-def _readme(names: tuple[str, ...], plugin: Path | None) -> str:
+def _readme(names: tuple[str, ...], plugin: Path | None, needs_gpu: bool) -> str:
+    gpus = " --gpus all" if needs_gpu else ""
     preload = f" --env LD_PRELOAD=/repository/plugins/{plugin.name}" if plugin else ""
     return f"""# {names[0]}, for the Triton Inference Server
 
-    docker run --rm --gpus all -p 8000:8000 -p 8001:8001 -v $PWD:/repository{preload} \\
+    docker run --rm{gpus} -p 8000:8000 -p 8001:8001 -v $PWD:/repository{preload} \\
         nvcr.io/nvidia/tritonserver:YY.MM-py3 tritonserver --model-repository=/repository/models
 
 Send pictures to `{names[0]}`: `picture` [1, height, width, 3] uint8 RGB of any size. It answers with a tensor a task, at the

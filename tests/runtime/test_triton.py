@@ -123,7 +123,10 @@ def test_configurations(tmp_path: Path, toy_onnx: Path) -> None:
         "seg_model": (3, model_config.ModelInstanceGroup.KIND_GPU),
         "seg_predictions": (1, model_config.ModelInstanceGroup.KIND_GPU),
     }
-    assert "tritonserver --model-repository" in (tmp_path / "r" / "README.md").read_text()
+    assert "docker run --rm --gpus all -p" in (tmp_path / "r" / "README.md").read_text()
+    write_repository(toy_onnx, tmp_path / "cpu", "seg", on_gpu=False)
+    readme = (tmp_path / "cpu" / "README.md").read_text()
+    assert "docker run --rm -p" in readme and "tritonserver --model-repository" in readme
 
 
 @pytest.fixture
@@ -146,11 +149,12 @@ def engine(tmp_path: Path, metadata: ModelMetadata) -> Callable[..., Path]:
 
 def test_an_engine_with_its_plugin(tmp_path: Path, engine: Callable[..., Path]) -> None:
     (tmp_path / "libp.so").write_bytes(b"plugin")
-    made = write_repository(engine(), tmp_path / "r", "m", plugin=tmp_path / "libp.so")
+    made = write_repository(engine(), tmp_path / "r", "m", plugin=tmp_path / "libp.so", on_gpu=False)
     config = read_config(tmp_path / "r" / "models" / "m_model")
     assert config.backend == "tensorrt" and (tmp_path / "r/models/m_model/1/model.plan").read_bytes() == b"engine"
     assert made.plugin == tmp_path / "r/plugins/libp.so" and made.plugin.read_bytes() == b"plugin"
-    assert "LD_PRELOAD=/repository/plugins/libp.so" in (tmp_path / "r/README.md").read_text()
+    readme = (tmp_path / "r/README.md").read_text()
+    assert "LD_PRELOAD=/repository/plugins/libp.so" in readme and "--gpus all" in readme, "an engine needs its GPU"
 
 
 def test_refusals(tmp_path: Path, toy_onnx: Path, engine: Callable[..., Path]) -> None:
@@ -170,6 +174,12 @@ def test_refusals(tmp_path: Path, toy_onnx: Path, engine: Callable[..., Path]) -
     assert "belongs to another engine" in error(engine(engine_sha256="1" * 64), "-o", new)
     assert "needs the plugin library" in error(engine(), "-o", new)
     assert "expected an .onnx file or an .engine" in error(Path(__file__), "-o", new)
+    assert "expected a plugin library file" in error(toy_onnx, "--plugin", tmp_path / "no.so", "-o", new)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for place in ("/proc/t", tmp_path / "file" / "x", tmp_path / "file" / "x" / "y", tmp_path / "link"):
+        sentence = error(toy_onnx, "-o", place)
+        assert f"{place}: cannot write into" in sentence and "choose another folder with --output" in sentence
     assert not new.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -205,3 +215,23 @@ def test_the_client(tmp_path: Path, toy_onnx: Path, photo: np.ndarray, monkeypat
     triton_client.main()
     with np.load(tmp_path / "p.npz") as found:
         assert found["semseg"].shape == (48, 64) and found["normals"].shape == (48, 64, 3)
+
+
+def test_the_client_without_a_server(
+    tmp_path: Path,
+    photo: np.ndarray,
+    unused_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    cv2.imwrite(str(tmp_path / "p.png"), photo)
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "examples"))
+    import triton_client
+
+    for url in (f"127.0.0.1:{unused_port}", f"http://127.0.0.1:{unused_port}"):
+        monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "p.png"), "--url", url])
+        with pytest.raises(SystemExit) as caught:
+            triton_client.main()
+        said = capsys.readouterr().err
+        assert caught.value.code == 1 and said.startswith(f"{url}: expected a Triton server") and said.count("\n") == 1
