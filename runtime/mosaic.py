@@ -210,7 +210,7 @@ def draw_bars(card: Picture, title: str, chips: tuple[Chip, ...]) -> None:
         end = names + max(2, round(room * share / largest))
         card[middle - 7 : middle + 7, names:end] = [channel // 2 + 90 for channel in chip.colour]
         card[middle - 6 : middle + 6, names + 1 : end - 1] = chip.colour
-        _write(card, f"{100 * share:.0f}%", (end + 10, middle), SMALL_PX, MUTED)
+        _write(card, percent(share), (end + 10, middle), SMALL_PX, MUTED)
 
 
 def _card_title(card: Picture, title: str) -> None:
@@ -229,7 +229,7 @@ def draw_chips(footer: Picture, chips: tuple[Chip, ...]) -> None:
     x, row = PAD, 0
     for index, chip in enumerate(chips):
         name = fit_text(chip.name, SMALL_PX, width - PAD - 70)
-        share = "" if chip.share is None else f"{100 * chip.share:.0f}%" if chip.share >= 0.01 else "<1%"
+        share = "" if chip.share is None else percent(chip.share)
         needed = 19 + text_width(name, SMALL_PX) + (6 + text_width(share, SMALL_PX) if share else 0)
         rest = len(chips) - index - 1
         reserve = 16 + text_width(f"+{rest} more", SMALL_PX) if rest and row == 1 else 0
@@ -242,6 +242,11 @@ def draw_chips(footer: Picture, chips: tuple[Chip, ...]) -> None:
         end = x + 19 + _write(footer, name, (x + 19, rows[row]), SMALL_PX, BRIGHT)
         _write(footer, share, (end + 6, rows[row]), SMALL_PX, MUTED)
         x += needed + 18
+
+
+def percent(share: float) -> str:
+    """Such as "26%"; what is less than one is not nothing."""
+    return f"{100 * share:.0f}%" if share >= 0.01 else "<1%"
 
 
 def _swatch(footer: Picture, x: int, middle: int, colour: Colour) -> None:

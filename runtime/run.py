@@ -158,8 +158,9 @@ def _infer(
         begin = perf_counter()
         outputs = result()
         busy_ms = (submitting_s + perf_counter() - begin) * 1e3 / len(batch)
-        engine_ms.add("engine", backend.engine_ms / backend.metadata.run_size(len(batch)))
+        engine_busy_ms = backend.engine_ms / backend.metadata.run_size(len(batch))
         for index, (frame, _) in enumerate(batch):
+            engine_ms.add("engine", engine_busy_ms)
             meter.add("infer", busy_ms)
             yield frame, {name: output[index] for name, output in outputs.items()}
 

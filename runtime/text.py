@@ -19,6 +19,7 @@ _FACE_LOCK = Lock()  # nobody says that a face may draw for several threads at o
 def text_mask(text: str, height_px: int, bold: bool = False) -> npt.NDArray[np.uint8]:
     """Coverage (0..255) of one line of text, [1.6 * height_px rows, its width]; the baseline is at row 1.2 *
     height_px."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a file's name may be no text at all: OpenCV crashes there
     rows, baseline = round(1.6 * height_px), round(1.2 * height_px)
     canvas = np.zeros((rows, (len(text) + 2) * height_px * 2, 3), np.uint8)
     white = (255, 255, 255)

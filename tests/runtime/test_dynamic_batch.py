@@ -17,6 +17,8 @@ from mtmamba.runtime.backends import open_backend
 from mtmamba.runtime.backends.onnx_backend import OnnxBackend
 from mtmamba.runtime.eval_cli import main as eval_main
 from mtmamba.runtime.onnx_model import load_onnx
+from mtmamba.runtime.outputs import Outputs
+from mtmamba.runtime.run import run
 from mtmamba.runtime.run_cli import main
 from mtmamba.runtime.sources import open_source
 
@@ -129,3 +131,19 @@ def test_a_file_that_is_not_what_it_says(tmp_path: Path, make_toy: MakeToy) -> N
     free = change_batch(make_toy(tmp_path / "free.onnx", 4), "n")
     with pytest.raises(MtmError, match="expected inputs of fixed size, found image with n; export"):
         load_onnx(free)
+
+
+def test_the_engines_time_is_a_frames(here: Path, make_toy: MakeToy, make_video: Callable[..., Path]) -> None:
+    """Of eight frames six come in full batches, and their time is the median, whatever the last, small batch takes."""
+    model, clip = make_toy(here / "toy.onnx", batch=3, min_batch=1), make_video(here / "clip.mp4", frames=7)
+
+    class Slow(OnnxBackend):
+        def _execute(self, images: Any) -> dict[str, Any]:
+            outputs = super()._execute(images)
+            self.engine_ms = 300.0 if len(images) == 3 else 900.0
+            return outputs
+
+    with Slow(model) as backend:
+        outputs = Outputs(target=None, form="video", raw=here / "raw")
+        result = run(open_source(clip), backend, outputs, tasks=backend.metadata.tasks)
+    assert result.engine_ms_p50 == 100.0
