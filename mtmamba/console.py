@@ -4,10 +4,12 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -107,14 +109,28 @@ def _fail(error: MtmError, as_json: bool) -> NoReturn:
     raise SystemExit(1)
 
 
-def _terminate_as_interrupt() -> None:
-    """SIGTERM (timeout, docker stop) ends a command as Ctrl-C does: what is half-written is removed or finished."""
+_TWICE_S = 0.5
 
-    def interrupt(number: int, frame: object) -> NoReturn:
-        raise KeyboardInterrupt
+
+def _end_as_interrupt() -> None:
+    """SIGTERM (timeout, docker stop) and SIGHUP (a closed terminal) end a command as Ctrl-C does: what is half-written is
+    removed or finished. One blow may arrive twice (timeout sends it to the process and to its group) and counts once."""
+    last_s = -math.inf
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal last_s
+        before_s, last_s = last_s, time.monotonic()
+        if last_s - before_s > _TWICE_S:
+            raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has not all
+            if number is not None and signal.getsignal(number) in (
+                signal.SIG_DFL,
+                signal.default_int_handler,
+            ):  # no nohup
+                signal.signal(number, interrupt)
 
 
 def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
@@ -131,7 +147,7 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
             global _quiet
             _quiet = as_json
-            _terminate_as_interrupt()
+            _end_as_interrupt()
             try:
                 result = function(**options)
                 if as_json:
@@ -143,7 +159,7 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
                     click.echo(json.dumps(error.result, indent=2))
                 raise SystemExit(130) from None
             except KeyboardInterrupt:
-                click.echo("interrupted: nothing half-written was left behind", err=True)
+                click.echo("interrupted: no half-written file was left under an output's name", err=True)
                 if as_json:
                     click.echo(json.dumps({"error": "interrupted"}))
                 raise SystemExit(130) from None

@@ -55,8 +55,10 @@ main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopped_command_leaves_nothing_behind(tmp_path, number):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup, and so would the command")
     arguments = [sys.executable, "-c", WAITING.replace("sys.argv[2]", repr(str(tmp_path / "out.bin"))), "--json"]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and process.stderr.readline().strip() == "ready"
@@ -66,6 +68,21 @@ def test_a_stopped_command_leaves_nothing_behind(tmp_path, number):
     assert process.returncode == 130
     assert json.loads(stdout) == {"error": "interrupted"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_comes_twice_counts_once(tmp_path):
+    """timeout sends it to the process and to its group."""
+    steps = ["try:", "    time.sleep(60)", "finally:", "    time.sleep(0.3)", "    sys.stderr.write('ended ')"]
+    ending = "\n        ".join(steps)
+    slow = WAITING.replace("time.sleep(60)", ending)
+    code = slow.replace("sys.argv[2]", repr(str(tmp_path / "out.bin")))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and process.stderr.readline().strip() == "ready"
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.communicate(timeout=20)[1].startswith("ended interrupted")
+    assert process.returncode == 130 and list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_would_destroy_the_input(tmp_path):
