@@ -17,7 +17,7 @@ from mtmamba.draw import Picture
 from mtmamba.errors import MtmError
 from mtmamba.files import atomic_path
 from mtmamba.postprocess import Prediction
-from mtmamba.runtime.sources import Frame, Source, usual_fps
+from mtmamba.runtime.sources import Frame, Pictures, Source, output_names, usual_fps
 from mtmamba.runtime.video_out import SUFFIXES, VideoWriter, video_output
 
 Pages = Mapping[str, Picture]  # "" -> the mosaic, or task name -> its picture; for a video maybe as `to_yuv` makes it
@@ -25,6 +25,7 @@ Write = Callable[[Frame, Pages], None]
 Form = Literal["video", "picture", "pictures"]
 """One video, one picture, or a folder of pictures."""
 
+_FILES = (*SUFFIXES, ".png")
 WHOLE = ""  # the name of the page that holds every task
 
 
@@ -66,8 +67,12 @@ def output_path(source: Source, given: Path | None, form: Form) -> Path:
         raise MtmError(
             f"{target}: expected a name ending in {' or '.join(kinds)} for a {form}, found {target.suffix!r}"
         )
+    if not kinds and target.suffix.lower() in _FILES:
+        raise MtmError(
+            f"{target}: expected a folder's name for the pictures of a video or folder, found {target.suffix!r}"
+        )
     if source.path is not None and target.resolve() == source.path.resolve():
-        raise MtmError(f"{target}: the output is the source itself; choose another output with --output")
+        raise _itself(target)
     return target
 
 
@@ -75,26 +80,50 @@ def page_path(target: Path, page: str) -> Path:
     """`target`, or for a task's own page NAME.TASK.mp4, and a folder TASK in a folder."""
     if page == WHOLE:
         return target
-    return target.with_name(f"{target.stem}.{page}{target.suffix}") if target.suffix else target / page
+    is_file = target.suffix.lower() in _FILES
+    return target.with_name(f"{target.stem}.{page}{target.suffix}") if is_file else target / page
+
+
+def _spare(source: Source, target: Path, form: Form, pages: tuple[str, ...]) -> None:
+    """Raise MtmError where one of the files to be written is one of those that are read, whatever its name."""
+    written = [page_path(target, page) for page in pages]
+    if form == "pictures":
+        names = output_names(source.files) if isinstance(source, Pictures) else []
+        written = [folder / f"{name}.png" for folder in written for name in names]
+    read = {_identity(path) for path in source.files}
+    for path in written:
+        if path.is_file() and _identity(path) in read:
+            raise _itself(path)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _itself(path: Path) -> MtmError:
+    return MtmError(f"{path}: the output is the source itself; choose another output with --output")
 
 
 @contextmanager
 def picture_output(source: Source, target: Path, form: Form, pages: tuple[str, ...]) -> Iterator[Write]:
-    """A function that writes one frame's pages. A video appears when the block succeeds; pictures at once."""
+    """A function that writes one frame's pages. A video appears when the block succeeds; pictures at once. Raises MtmError
+    where that would overwrite the source."""
+    _spare(source, target, form, pages)
     with ExitStack() as stack:
         if form == "video":
             fps = usual_fps(source)
             writers = {page: stack.enter_context(video_output(page_path(target, page), fps)) for page in pages}
-            yield lambda frame, made: _append(writers, frame if source.live else None, made)
+            yield lambda frame, made: _append(writers, frame, made)
         elif form == "picture":
             yield lambda frame, made: _each(made, lambda page: page_path(target, page))
         else:
             yield lambda frame, made: _each(made, lambda page: page_path(target, page) / f"{frame.name}.png")
 
 
-def _append(writers: dict[str, VideoWriter], timed: Frame | None, pages: Pages) -> None:
+def _append(writers: dict[str, VideoWriter], frame: Frame, pages: Pages) -> None:
     for page, writer in writers.items():
-        writer.write(pages[page], None if timed is None else timed.time_s)
+        writer.write(pages[page], frame.time_s)
 
 
 def _each(pages: Pages, path_of: Callable[[str], Path]) -> None:

@@ -118,6 +118,10 @@ def main(
     if no_output and not (show or save_raw):
         raise click.UsageError("--no-output leaves nothing to do; add --save-raw or --show")
     recipe = Recipe(precision=precision, picture_io=picture_io, rebuild=rebuild, device=device)
+    if on_ray and (no_output or show or choice == "png"):
+        raise click.UsageError("--ray writes videos; leave --no-output, --show and --format png out")
+    if not on_ray and (ray_address or ray_workers > 1 or ray_gpus):
+        raise click.UsageError("--ray-address, --ray-workers and --ray-gpus are for --ray; add it, or leave them out")
     if on_ray:
         return _run_on_ray(
             Path(source),

@@ -42,8 +42,8 @@ class Frame:
 class Source(ABC):
     """Attributes:
 
-    label: what the user named, with no password in it. path: the file or folder, None where there is none.
-    stem: what outputs are named after. moving: frames follow each other in time (a video).
+    label: what the user named, with no password in it. path: the file or folder, None where there is none. files: those
+    that are read, to be left alone. stem: what outputs are named after. moving: frames follow each other in time (a video).
     live: frames come whether or not anybody reads. single: one picture, not a folder's only one.
     count: how many frames there are, None where nobody knows. fps: frames a second of what is moving, else 0.
     skipped: names of the frames that could not be read, so far. dropped: frames a live source gave too fast.
@@ -55,6 +55,7 @@ class Source(ABC):
 
     def __init__(self, label: str, path: Path | None, stem: str, count: int | None, fps: float) -> None:
         self.label, self.path, self.stem, self.count, self.fps = label, path, stem, count, fps
+        self.files: tuple[Path, ...] = () if path is None else (path,)
         self.skipped: list[str] = []
         self.dropped = 0
 
@@ -76,16 +77,15 @@ class VideoFile(Source):
 
     def __init__(self, path: Path | str) -> None:
         self._info: VideoInfo = probe_video(path)
-        file, label = (path, str(path)) if isinstance(path, Path) else (None, without_password(path))
+        file, label = (path, str(path)) if isinstance(path, Path) else (_local(path), without_password(path))
         self._name = Path(label).name
         super().__init__(label, file, Path(label).stem, self._info.frames, self._info.fps)
 
     def frames(self) -> Generator[Frame, None, None]:
-        for index, image in enumerate(read_video(self._info)):
+        for index, (image, time_s) in enumerate(read_video(self._info)):
             if self._stopped:
                 return
-            name, time_s = f"frame_{index:06d}", index / self.fps
-            yield Frame(index=index, name=name, image=image, source=self._name, time_s=time_s)
+            yield Frame(index=index, name=f"frame_{index:06d}", image=image, source=self._name, time_s=time_s)
 
 
 class Pictures(Source):
@@ -156,7 +156,9 @@ def open_source(name: str | Path, patience: Patience | None = None) -> Source:
         return Pictures(text, path, path.resolve().name, files)
     if _PATTERN.search(text) and not path.exists():
         return Pictures(text, path, _stem_of_pattern(path), _matching(text))
-    existing_file(path, "video, picture or folder" if not path.exists() else "video or picture")
+    if not path.exists():
+        raise MtmError(f"{path}: expected a video, picture or folder, found nothing there; check the path")
+    existing_file(path, "video or picture")
     return Pictures(text, path, path.stem, (path,)) if path.suffix.lower() in IMAGE_SUFFIXES else VideoFile(path)
 
 
@@ -195,6 +197,11 @@ def output_names(files: tuple[Path, ...]) -> list[str]:
 def usual_fps(source: Source) -> float:
     """The rate of a video made of this source's frames: its own, or 25 where pictures have none."""
     return source.fps or USUAL_FPS
+
+
+def _local(url: str) -> Path | None:
+    """The file of a URL file://..., as FFmpeg reads it: with nothing quoted."""
+    return Path(url[len("file:") :]) if url.lower().startswith("file:") else None
 
 
 def _matching(pattern: str) -> tuple[Path, ...]:

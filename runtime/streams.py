@@ -5,7 +5,6 @@ is a loss; after a loss the input is opened again a few times, and then the stre
 """
 
 import logging
-import re
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ import numpy as np
 from mtmamba.errors import MtmError
 from mtmamba.runtime.preprocess import Image
 from mtmamba.runtime.video_in import USUAL_FPS, decoded, open_container, picture_of, reason
+from mtmamba.runtime.video_in import without_password as without_password
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class LiveInput(ABC):
             except MtmError as error:
                 sentence = str(error)
             if failures >= self.patience.retries or not self._wanted.is_set():
-                logger.warning("%s; giving up after %d retries", sentence, failures)
+                logger.warning("%s; giving up after %d %s", sentence, failures, "retry" if failures == 1 else "retries")
                 return
             pause = self.patience.first_pause_s * 2**failures
             failures += 1
@@ -127,7 +127,7 @@ class NetworkInput(LiveInput):
                 for frame in decoded(container):
                     yield picture_of(frame)
             except (av.error.FFmpegError, OSError) as error:
-                raise MtmError(f"{self.label}: the stream broke off ({reason(error)})") from error
+                raise MtmError(f"{self.label}: the stream broke off ({self._why(error)})") from error
 
     def _container(self) -> Any:
         options = {"rtsp_transport": "tcp"} if self._url.lower().startswith("rtsp") else {}
@@ -137,13 +137,17 @@ class NetworkInput(LiveInput):
             )
         except (av.error.FFmpegError, OSError) as error:
             raise MtmError(
-                f"{self.label}: expected a stream FFmpeg can open, found none ({reason(error)}); check the address, that "
+                f"{self.label}: expected a stream FFmpeg can open, found none ({self._why(error)}); check the address, that "
                 "the camera is on, and that this machine reaches it"
             ) from error
         if not container.streams.video:
             container.close()
             raise MtmError(f"{self.label}: expected a video stream, found one with no pictures in it")
         return container
+
+    def _why(self, error: BaseException) -> str:
+        silent = isinstance(error, av.error.ExitError)  # what PyAV makes of its time limit
+        return f"silent for {self.patience.stall_s:g} s" if silent else reason(error)
 
 
 class CameraInput(LiveInput):
@@ -168,15 +172,17 @@ class CameraInput(LiveInput):
             capture.release()
 
     def _capture(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(self._number)
+        level = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_SILENT
+        )  # what it says on stderr, the error below says
+        try:
+            capture = cv2.VideoCapture(self._number)
+        finally:
+            cv2.utils.logging.setLogLevel(level)
         if not capture.isOpened():
             raise MtmError(
                 f"{self.label}: expected a camera with this number, found none; check that it is plugged in and that you "
                 "may read it (ls -l /dev/video*), or name a file"
             )
         return capture
-
-
-def without_password(url: str) -> str:
-    """rtsp://user:secret@host/x -> rtsp://user:***@host/x"""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)

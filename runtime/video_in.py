@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,23 +37,30 @@ def probe_video(path: Path | str) -> VideoInfo:
     or has no frame that decodes."""
     if isinstance(path, Path):
         existing_file(path, "video")
-    with _opened(str(path)) as container:
-        fps, frames = _rate(container, str(path)), int(container.streams.video[0].frames)
+    with _opened(path) as container:
+        fps, frames = _rate(container, _shown(path)), int(container.streams.video[0].frames)
         if next(decoded(container), None) is None:
-            raise MtmError(f"{path}: expected a video with frames, found none that decodes; check that it plays")
+            raise MtmError(
+                f"{_shown(path)}: expected a video with frames, found none that decodes; check that it plays"
+            )
     return VideoInfo(path=path, fps=fps, frames=frames if frames > 0 else None)
 
 
-def read_video(info: VideoInfo) -> Generator[Image, None, None]:
-    """The frames, in order. What does not decode is left out; a warning says where fewer come than the header
-    promises."""
-    count = 0
-    with _opened(str(info.path)) as container:
+def read_video(info: VideoInfo) -> Generator[tuple[Image, float], None, None]:
+    """The frames, in order, each with its time in seconds since the first. What does not decode is left out; a warning says
+    where fewer come than the header promises."""
+    count, first, time_s = 0, None, 0.0
+    with _opened(info.path) as container:
         for frame in decoded(container):
+            stamp = frame.time
+            if count:
+                usual = time_s + 1 / info.fps
+                time_s = usual if stamp is None or first is None or stamp - first <= time_s else stamp - first
+            first = stamp if first is None and stamp is not None else first
             count += 1
-            yield picture_of(frame)
+            yield picture_of(frame), time_s
     if info.frames is not None and count < info.frames:
-        logger.warning("%s: its header promises %d frames, %d could be decoded", info.path, info.frames, count)
+        logger.warning("%s: its header promises %d frames, %d could be decoded", _shown(info.path), info.frames, count)
 
 
 def decoded(container: Any) -> Iterator[Any]:
@@ -97,18 +105,20 @@ def open_container(name: str, mode: Literal["r", "w"] = "r", **options: Any) -> 
 
 
 @contextmanager
-def _opened(name: str) -> Iterator[Any]:
+def _opened(path: Path | str) -> Iterator[Any]:
     """The container, with a video stream in it. Raises MtmError where there is none."""
     try:
-        container = open_container(name, metadata_errors="ignore")
+        container = open_container(str(path), metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
         raise MtmError(
-            f"{name}: expected a video FFmpeg can decode, found something else or an unknown codec "
+            f"{_shown(path)}: expected a video FFmpeg can decode, found something else or an unknown codec "
             f"({reason(error)}); check that it plays, or convert it with ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4"
         ) from error
     with container:
         if not container.streams.video:
-            raise MtmError(f"{name}: expected a video, found a file with no pictures in it; check that it plays")
+            raise MtmError(
+                f"{_shown(path)}: expected a video, found a file with no pictures in it; check that it plays"
+            )
         yield container
 
 
@@ -124,3 +134,14 @@ def _rate(container: Any, name: str) -> float:
 def reason(error: BaseException) -> str:
     """FFmpeg's word for what went wrong, in a few words."""
     return str(getattr(error, "strerror", None) or error).split("\n")[0]
+
+
+def without_password(url: str) -> str:
+    """rtsp://user:secret@host/x?token=secret -> rtsp://user:***@host/x?token=***; rather too much hidden than too little."""
+    url = re.sub(r"(://[^/:]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"((?:pass\w*|pwd|token|secret|key)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
+
+
+def _shown(path: Path | str) -> str:
+    """What messages call it."""
+    return str(path) if isinstance(path, Path) else without_password(path)

@@ -1,8 +1,8 @@
 """Writing videos with PyAV (FFmpeg): H.264 where it has an encoder, else MPEG-4.
 
-While a video is written it is NAME.part.mp4, in fragments of two seconds: whatever ends the program, SIGKILL included,
-what stands there plays. When it is finished it is put in order (the index first, as players over the network like it)
-and gets its name.
+While a video is written it is NAME.part.mp4, in fragments of a frame each: whatever ends the program, SIGKILL included, what
+stands there plays, and that is all but the frames the encoder still holds (about ten, and one for each of its threads). When it
+is finished it is put in order (the index first, as players over the network like it) and gets its name.
 """
 
 import logging
@@ -35,8 +35,8 @@ refer to later ones (they would delay every time stamp of a fragmented file). su
 larger files at 46 dB (one less), on pages of a street."""
 
 TIME_BASE = Fraction(1, 60_000)  # MPEG-4 knows none finer than 1 / 65,535
-_FRAGMENT_S = 2
-_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+_KEY_FRAME_S = 2  # from one to the next: how far a player has to go back
+_FRAGMENTED = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
 _IN_ORDER = {"movflags": "faststart"}
 _BT601, _LIMITED = 6, 1  # FFmpeg's AVCOL_SPC_SMPTE170M and AVCOL_RANGE_MPEG: what OpenCV's conversion makes
 
@@ -53,9 +53,9 @@ def encoder() -> str:
     )
 
 
-def part_of(target: Path) -> Path:
-    """What `target` is called while it is written."""
-    return target.with_name(f"{target.stem}.part{target.suffix}")
+def part_of(target: Path, number: int = 1) -> Path:
+    """What `target` is called while it is written; `number` is larger where files of that name are there already."""
+    return target.with_name(f"{target.stem}.part{number if number > 1 else ''}{target.suffix}")
 
 
 def to_yuv(picture: Image) -> Image:
@@ -112,7 +112,7 @@ class VideoWriter:
         codec_context = self._stream.codec_context
         codec_context.thread_count = max(1, 2 * cores() // 3)  # the others are for what makes the frames
         codec_context.time_base, codec_context.colorspace, codec_context.color_range = TIME_BASE, _BT601, _LIMITED
-        self._stream.gop_size = max(1, round(_FRAGMENT_S * self._fps))
+        self._stream.gop_size = max(1, round(_KEY_FRAME_S * self._fps))
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -142,8 +142,7 @@ def video_output(target: Path, fps: float) -> Iterator[VideoWriter]:
     `part_of(target)`, and plays; nothing stays where there was no frame."""
     if target.suffix.lower() not in SUFFIXES:
         raise MtmError(f"{target}: expected a video name ending in {' '.join(SUFFIXES)}, found {target.suffix!r}")
-    part = part_of(target)
-    _make_folder(target)
+    part = _new_part(target)
     writer = VideoWriter(part, fps)
     try:
         try:
@@ -154,21 +153,45 @@ def video_output(target: Path, fps: float) -> Iterator[VideoWriter]:
             _put_in_order(part, target, writer.frames)
             part.unlink()
     except BaseException:
-        if writer.frames:
-            logger.warning("%s: the %d frames written so far are in %s", target, writer.frames, part)
+        if frames := _frames_in(part):
+            logger.warning("%s: the first %d frames are in %s", target, frames, part)
+        else:
+            part.unlink(missing_ok=True)
         raise
     finally:
         if not writer.frames:
             part.unlink(missing_ok=True)
 
 
-def _make_folder(target: Path) -> None:
+def _new_part(target: Path) -> Path:
+    """An empty file to write `target` in. One that an interrupted run left, or that another run is writing, is left alone."""
+    number = 1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            part = part_of(target, number)
+            try:
+                part.open("xb").close()
+            except FileExistsError:
+                number += 1
+                continue
+            break
     except OSError as error:
         raise MtmError(
             f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
         ) from error
+    if number > 1:
+        logger.warning(
+            "%s: %s is there from a run that was cut off or still goes on, and is kept", target, part_of(target)
+        )
+    return part
+
+
+def _frames_in(part: Path) -> int:
+    """How many frames a player finds."""
+    with suppress(av.error.FFmpegError, OSError, IndexError), open_container(str(part)) as container:
+        return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    return 0
 
 
 def _put_in_order(part: Path, target: Path, frames: int) -> None:

@@ -207,7 +207,7 @@ def test_what_was_written_plays_whatever_ends_it(
     target = Path("long.mtm.depth.mp4")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         for _ in range(600):
-            if part_of(target).exists() and part_of(target).stat().st_size > 2500:
+            if part_of(target).exists() and part_of(target).stat().st_size > 5000:
                 break
             time.sleep(0.05)
         if blow == signal.SIGINT:

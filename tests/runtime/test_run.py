@@ -1,6 +1,7 @@
 """mtm-run, end to end with a toy model."""
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -131,6 +132,58 @@ def test_an_output_folder_is_filled(clip: Path, toy_onnx: Path, tmp_path: Path) 
     assert run_json(clip, "-o", "results", "--max-frames", 1)["output"] == "results/clip.mtm.mp4"
 
 
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("a.png", "-o a.png"),
+        ("*.png", "-o ."),
+        ("a.depth.png", "-o a.png --view tasks --tasks depth"),
+        ("x/depth", "-o x --view tasks --tasks depth"),
+        ("clip.depth.mp4", "-o clip.mp4 --view tasks --tasks depth"),
+        ("file://{here}/clip.mp4", "-o clip.mp4"),
+        ("file://{here}/clip.mp4", "-o link.mp4"),
+    ],
+)
+def test_the_source_is_never_overwritten(
+    clip: Path, toy_onnx: Path, tmp_path: Path, photo: np.ndarray, source: str, options: str
+) -> None:
+    (tmp_path / "x/depth").mkdir(parents=True)
+    for name in ("a.png", "b.png", "a.depth.png", "x/depth/a.png"):
+        cv2.imwrite(name, photo)
+    Path("clip.depth.mp4").write_bytes(clip.read_bytes())
+    os.link(clip, "link.mp4")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in files]
+    result = run_it(source.format(here=tmp_path), *options.split())
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert "the output is the source itself; choose another output with --output" in result.stderr
+    assert [path.read_bytes() for path in files] == before
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--ray-workers 4", "are for --ray"),
+        ("--ray-gpus 0.5", "are for --ray"),
+        ("--ray --no-output --save-raw raw", "--ray writes videos"),
+        ("--ray --format png", "--ray writes videos"),
+    ],
+)
+def test_options_that_would_do_nothing(clip: Path, toy_onnx: Path, options: str, sentence: str) -> None:
+    result = run_it(clip, *options.split())
+    assert result.exit_code == 2 and sentence in result.stderr
+
+
+def test_a_file_name_that_is_no_text_is_drawn(clip: Path, toy_onnx: Path, read_frames: Reader) -> None:
+    name = os.fsdecode(b"caf\xe9.mp4")
+    try:
+        clip.rename(name)
+    except OSError:
+        pytest.skip("this file system wants text")
+    assert run_json(name, "-o", "out.mp4")["frames"] == len(read_frames(Path("out.mp4"))[0]) == 9
+
+
 def make_bad_onnx(path: Path) -> None:
     model = onnx.load(str(path))
     del model.metadata_props[:]
@@ -146,6 +199,10 @@ def make_bad_onnx(path: Path) -> None:
         (["clip.mp4", "--output", "clip.mp4/below/out.mp4"], "cannot write into clip.mp4/below"),
         (["clip.mp4", "--save-raw", "clip.mp4/raw"], "clip.mp4/raw: cannot make this folder"),
         (["clip.mp4", "--output", "clip.mp4"], "the output is the source itself"),
+        (
+            ["clip.mp4", "--output", "out.png", "--format", "png"],
+            "expected a folder's name for the pictures of a video",
+        ),
         (["clip.mp4", "--output", "out.gif"], "expected a name ending in .mp4 or .mov for a video"),
         (["clip.mp4", "--backend", "tensorrt"], "expected an NVIDIA GPU and its driver, found no NVIDIA GPU"),
         (["clip.mp4", "--backend", "tensorrt", "--model", "toy.onnx"], "use --backend onnxruntime"),
