@@ -17,6 +17,22 @@ SHELL = re.compile(r"^```(?:sh|bash|console)?\n(.*?)^```", re.DOTALL | re.MULTIL
 INDENTED = re.compile(r"(?:^    \S.*\n?)+", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`(mtm-[^`\n]+)`")
+ERRORS = {
+    "MtmError",
+    "CheckFailedError",
+    "_StdoutLostError",
+    "UsageError",
+    "BadParameter",
+    "fail",
+}  # fail: an option type's
+WITHOUT_ENTRY = {  # (file, sentence) that only carries a sentence made elsewhere, which has an entry where that one is made
+    ("mtmamba/checkpoint.py", "…: …"),  # the file's name before a sentence about its configuration
+    ("mtmamba/train/state.py", "…: …"),  # likewise, or about its recipe
+    ("runtime/evaluate.py", "…: …"),  # the picture's name before a sentence about the outputs
+    ("mtmamba/console.py", "…"),  # a defect's sentence, which is on the page
+    ("runtime/parity_cli.py", "…"),  # a failed comparison's sentence, and a wrong --tolerance's: both are on the page
+    ("runtime/parity_cli.py", "… …"),  # an option before "needs --bisect" and the like, which are on the page
+}
 COMMAND_END = re.compile(r"\s[|>;&]{1,2}(?:\s|$)")
 
 
@@ -96,17 +112,33 @@ def test_every_page_is_in_the_index() -> None:
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= listed
 
 
-def templates() -> list[str]:
-    """Every text in the source, the fields of f-strings as "…", neighbouring spaces as one."""
-    found = []
+def template(node: ast.AST) -> str:
+    """A text in the source, the fields of an f-string as "…", neighbouring spaces as one; "…" for what is no text."""
+    if isinstance(node, ast.JoinedStr):
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    else:
+        text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "…"
+    return " ".join(text.split())
+
+
+def source_nodes() -> Iterator[tuple[str, ast.AST]]:
     for folder in ("mtmamba", "calib", "export", "runtime"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
-                elif isinstance(node, ast.JoinedStr):
-                    found.append("".join(v.value if isinstance(v, ast.Constant) else "…" for v in node.values))
-    return [" ".join(text.split()) for text in found if len(text) > 12]
+                yield str(path.relative_to(ROOT)), node
+
+
+def templates() -> list[str]:
+    return [text for _, node in source_nodes() if len(text := template(node)) > 12]
+
+
+def raised() -> list[tuple[str, str]]:
+    """(file, sentence) of every error made for users."""
+    found = []
+    for file, node in source_nodes():
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ERRORS:
+            found.append((file, template(node.args[0]) if node.args else "…"))
+    return found
 
 
 def quoted() -> list[str]:
@@ -122,9 +154,25 @@ def test_quoted_errors_exist() -> None:
     def is_there(sentence: str) -> bool:
         parts = [part.strip() for part in sentence.split("…") if len(part.strip()) > 2]
         pattern = re.compile(".*?".join(re.escape(part) for part in parts))
-        return max(map(len, parts)) > 10 and any(pattern.search(text) for text in texts)
+        return max(map(len, parts)) >= 10 and any(pattern.search(text) for text in texts)
 
     assert [sentence for sentence in sentences if not is_there(sentence)] == []
+
+
+def test_every_error_has_an_entry() -> None:
+    """An entry fits a sentence from its start, its parts between the "…" in their order, and is a third of it or more."""
+    entries = quoted()
+    patterns = [re.compile(".*?".join(re.escape(part.strip()) for part in entry.split("…"))) for entry in entries]
+
+    def has_entry(sentence: str) -> bool:
+        least = len(sentence.replace("…", "")) / 3
+        fitting = (entry for entry, pattern in zip(entries, patterns, strict=True) if pattern.match(sentence))
+        return any(len(entry.replace("…", "")) >= least for entry in fitting)
+
+    errors = raised()
+    assert len(errors) > 250
+    assert set(errors) >= WITHOUT_ENTRY
+    assert [error for error in errors if error not in WITHOUT_ENTRY and not has_entry(error[1])] == []
 
 
 def test_troubleshooting_speaks_of_every_command() -> None:
