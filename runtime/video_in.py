@@ -49,14 +49,12 @@ def probe_video(path: Path | str) -> VideoInfo:
 def read_video(info: VideoInfo) -> Generator[tuple[Image, float], None, None]:
     """The frames, in order, each with its time in seconds since the first. What does not decode is left out; a warning says
     where fewer come than the header promises."""
-    count, first, time_s = 0, None, 0.0
+    count, start, time_s = 0, None, -1 / info.fps
     with _opened(info.path) as container:
         for frame in decoded(container):
-            stamp = frame.time
-            if count:
-                usual = time_s + 1 / info.fps
-                time_s = usual if stamp is None or first is None or stamp - first <= time_s else stamp - first
-            first = stamp if first is None and stamp is not None else first
+            start = frame.time if start is None else start
+            since = math.nan if frame.time is None else frame.time - start
+            time_s = since if since > time_s else time_s + 1 / info.fps  # where it is missing or goes back
             count += 1
             yield picture_of(frame), time_s
     if info.frames is not None and count < info.frames:

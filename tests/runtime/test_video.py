@@ -6,7 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtmamba.errors import MtmError
-from mtmamba.runtime import video_out
+from mtmamba.runtime import video_in, video_out
 from mtmamba.runtime.sources import open_source
 from mtmamba.runtime.threads import cores
 from mtmamba.runtime.video_in import VideoInfo, probe_video, read_video
@@ -151,6 +153,17 @@ def test_frames_keep_their_times(tmp_path: Path) -> None:
         for picture, time_s in zip(PICTURES, times_s, strict=False):
             writer.write(picture, time_s)
     assert [frame.time_s for frame in open_source(tmp_path / "a.mp4").frames()] == pytest.approx(times_s, abs=1e-4)
+
+
+def test_times_that_are_missing_or_go_back(
+    tmp_path: Path, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_video(tmp_path / "a.mp4", frames=3, fps=10)
+    info, stamps = probe_video(clip), [None, 7.0, 7.1, None, 7.1, 3.0, 9.0]
+    monkeypatch.setattr(video_in, "decoded", lambda container: [SimpleNamespace(time=stamp) for stamp in stamps])
+    monkeypatch.setattr(video_in, "picture_of", lambda frame: PICTURES[0])
+    times_s = [time_s for _, time_s in read_video(replace(info, frames=None))]
+    assert times_s == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 2.0])
 
 
 def test_a_video_with_fewer_frames_than_were_written_is_refused(tmp_path: Path) -> None:
