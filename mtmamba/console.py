@@ -4,12 +4,8 @@ import errno
 import io
 import json
 import logging
-import math
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
@@ -27,6 +23,7 @@ from rich.progress import (
 )
 
 from mtmamba.errors import MtmError
+from mtmamba.signals import ended_as_by_ctrl_c
 
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -109,30 +106,6 @@ def _fail(error: MtmError, as_json: bool) -> NoReturn:
     raise SystemExit(1)
 
 
-_TWICE_S = 0.5
-
-
-def _end_as_interrupt() -> None:
-    """SIGTERM (timeout, docker stop) and SIGHUP (a closed terminal) end a command as Ctrl-C does: what is half-written is
-    removed or finished. One blow may arrive twice (timeout sends it to the process and to its group) and counts once."""
-    last_s = -math.inf
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal last_s
-        before_s, last_s = last_s, time.monotonic()
-        if last_s - before_s > _TWICE_S:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has not all
-            if number is not None and signal.getsignal(number) in (
-                signal.SIG_DFL,
-                signal.default_int_handler,
-            ):  # no nohup
-                signal.signal(number, interrupt)
-
-
 def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Command]:
     """Make a click command of a function that returns its result as a dict.
 
@@ -143,11 +116,11 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
 
     def wrap(function: Callable[..., dict[str, Any]]) -> click.Command:
         @wraps(function)
+        @ended_as_by_ctrl_c()
         def run(as_json: bool, **options: Any) -> None:
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
             global _quiet
             _quiet = as_json
-            _end_as_interrupt()
             try:
                 result = function(**options)
                 if as_json:

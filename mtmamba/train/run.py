@@ -26,6 +26,7 @@ from mtmamba.files import atomic_path
 from mtmamba.metrics import Figures, plain
 from mtmamba.model import MTMamba
 from mtmamba.pretrained import IMAGENET, load_pretrained_encoder
+from mtmamba.signals import TWICE_S
 from mtmamba.train.engine import PRIOR_ITEMS, Step, Trainer, launch, start_from_priors
 from mtmamba.train.feed import Batches, SizedViews, held_out, loader, training_views
 from mtmamba.train.plan import STATE_NAME, Plan
@@ -63,13 +64,13 @@ def cores() -> int:
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C and SIGTERM are remembered instead of raised; the yielded function tells whether one came. A second
-    one is raised at once."""
-    came: list[int] = []
+    one, other than the same blow's, is raised at once."""
+    came: list[float] = []
 
     def remember(number: int, frame: object) -> None:
-        if came:
+        came.append(time.monotonic())
+        if len(came) > 1 and came[-1] - came[-2] > TWICE_S:
             raise KeyboardInterrupt
-        came.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,6 +24,7 @@ from mtmamba.data.synthetic import SyntheticScenes
 from mtmamba.errors import MtmError
 from mtmamba.metrics import meter_for
 from mtmamba.model import MTMamba
+from mtmamba.signals import TWICE_S
 from mtmamba.tasks import dataset
 from mtmamba.train.engine import Step
 from mtmamba.train.plan import Plan
@@ -224,7 +226,9 @@ def test_a_second_signal_is_raised() -> None:
     with stop_requests() as asked:
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same one, sent twice
         assert asked()
+        time.sleep(TWICE_S + 0.1)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
