@@ -69,7 +69,9 @@ class ModelConfig:
             raise MtmError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
         modes = CROSS_TASK if self.variant == "mtmamba" else ("learned", "none")
         if self.cross_task not in modes:
-            raise MtmError(f"cross_task {self.cross_task!r} is none of {', '.join(modes)}, which {self.variant} knows")
+            raise MtmError(
+                f"cross_task {self.cross_task!r} is none of {', '.join(modes)}, which the variant {self.variant} knows"
+            )
 
     def _check_numbers(self) -> None:
         """Types and ranges: a configuration may come from a damaged file, and must not make a model of any size."""

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from mtmamba.errors import MtmError
-from mtmamba.signals import ended_as_by_ctrl_c
+from mtmamba.signals import interrupt, on_blow
 
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 110}
 
@@ -116,7 +116,7 @@ def command(epilog: str) -> Callable[[Callable[..., dict[str, Any]]], click.Comm
 
     def wrap(function: Callable[..., dict[str, Any]]) -> click.Command:
         @wraps(function)
-        @ended_as_by_ctrl_c()
+        @on_blow(interrupt)
         def run(as_json: bool, **options: Any) -> None:
             logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
             global _quiet

@@ -29,6 +29,13 @@ def existing_file(path: Path, what: str) -> Path:
     return path
 
 
+def cannot_write(target: Path, error: OSError) -> MtmError:
+    """What to raise where no file can be made at `target`."""
+    return MtmError(
+        f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
+    )
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it to `target` if the block succeeds, else delete it.
@@ -44,9 +51,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         )
         os.close(descriptor)
     except OSError as error:
-        raise MtmError(
-            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
-        ) from error
+        raise cannot_write(target, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -82,9 +87,7 @@ def check_output(target: Path, *, suffix: str, inputs: tuple[Path, ...] = ()) ->
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        raise MtmError(
-            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
-        ) from error
+        raise cannot_write(target, error) from error
 
 
 def sha256(path: Path) -> str:

@@ -90,9 +90,10 @@ def _spare(source: Source, target: Path, form: Form, pages: tuple[str, ...]) -> 
     if form == "pictures":
         names = output_names(source.files) if isinstance(source, Pictures) else []
         written = [folder / f"{name}.png" for folder in written for name in names]
-    read = {_identity(path) for path in source.files}
-    for path in written:
-        if path.is_file() and _identity(path) in read:
+    there = [path for path in written if path.is_file()]
+    read = {_identity(path) for path in source.files} if there else set()
+    for path in there:
+        if _identity(path) in read:
             raise _itself(path)
 
 

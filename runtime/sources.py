@@ -17,8 +17,8 @@ import numpy as np
 from mtmamba.errors import MtmError
 from mtmamba.files import existing_file
 from mtmamba.runtime.preprocess import Image
-from mtmamba.runtime.streams import CameraInput, LiveInput, NetworkInput, Patience, without_password
-from mtmamba.runtime.video_in import USUAL_FPS, VideoInfo, probe_video, read_video
+from mtmamba.runtime.streams import CameraInput, LiveInput, NetworkInput, Patience
+from mtmamba.runtime.video_in import USUAL_FPS, VideoInfo, probe_video, read_video, shown
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class VideoFile(Source):
 
     def __init__(self, path: Path | str) -> None:
         self._info: VideoInfo = probe_video(path)
-        file, label = (path, str(path)) if isinstance(path, Path) else (_local(path), without_password(path))
+        file, label = path if isinstance(path, Path) else _local(path), shown(path)
         self._name = Path(label).name
         super().__init__(label, file, Path(label).stem, self._info.frames, self._info.fps)
 

@@ -18,8 +18,7 @@ import numpy as np
 
 from mtmamba.errors import MtmError
 from mtmamba.runtime.preprocess import Image
-from mtmamba.runtime.video_in import USUAL_FPS, decoded, open_container, picture_of, reason
-from mtmamba.runtime.video_in import without_password as without_password
+from mtmamba.runtime.video_in import USUAL_FPS, decoded, open_container, picture_of, reason, without_password
 
 logger = logging.getLogger(__name__)
 
@@ -173,9 +172,8 @@ class CameraInput(LiveInput):
 
     def _capture(self) -> cv2.VideoCapture:
         level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(
-            cv2.utils.logging.LOG_LEVEL_SILENT
-        )  # what it says on stderr, the error below says
+        # What OpenCV would say on stderr, the error below says.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         try:
             capture = cv2.VideoCapture(self._number)
         finally:

@@ -38,11 +38,9 @@ def probe_video(path: Path | str) -> VideoInfo:
     if isinstance(path, Path):
         existing_file(path, "video")
     with _opened(path) as container:
-        fps, frames = _rate(container, _shown(path)), int(container.streams.video[0].frames)
+        fps, frames = _rate(container, shown(path)), int(container.streams.video[0].frames)
         if next(decoded(container), None) is None:
-            raise MtmError(
-                f"{_shown(path)}: expected a video with frames, found none that decodes; check that it plays"
-            )
+            raise MtmError(f"{shown(path)}: expected a video with frames, found none that decodes; check that it plays")
     return VideoInfo(path=path, fps=fps, frames=frames if frames > 0 else None)
 
 
@@ -58,7 +56,7 @@ def read_video(info: VideoInfo) -> Generator[tuple[Image, float], None, None]:
             count += 1
             yield picture_of(frame), time_s
     if info.frames is not None and count < info.frames:
-        logger.warning("%s: its header promises %d frames, %d could be decoded", _shown(info.path), info.frames, count)
+        logger.warning("%s: its header promises %d frames, %d could be decoded", shown(info.path), info.frames, count)
 
 
 def decoded(container: Any) -> Iterator[Any]:
@@ -109,14 +107,12 @@ def _opened(path: Path | str) -> Iterator[Any]:
         container = open_container(str(path), metadata_errors="ignore")
     except (av.error.FFmpegError, OSError) as error:
         raise MtmError(
-            f"{_shown(path)}: expected a video FFmpeg can decode, found something else or an unknown codec "
+            f"{shown(path)}: expected a video FFmpeg can decode, found something else or an unknown codec "
             f"({reason(error)}); check that it plays, or convert it with ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4"
         ) from error
     with container:
         if not container.streams.video:
-            raise MtmError(
-                f"{_shown(path)}: expected a video, found a file with no pictures in it; check that it plays"
-            )
+            raise MtmError(f"{shown(path)}: expected a video, found a file with no pictures in it; check that it plays")
         yield container
 
 
@@ -140,6 +136,6 @@ def without_password(url: str) -> str:
     return re.sub(r"((?:pass\w*|pwd|token|secret|key)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
-def _shown(path: Path | str) -> str:
-    """What messages call it."""
+def shown(path: Path | str) -> str:
+    """What people are told of a file or URL."""
     return str(path) if isinstance(path, Path) else without_password(path)

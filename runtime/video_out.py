@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 
 from mtmamba.errors import MtmError
-from mtmamba.files import atomic_path
+from mtmamba.files import atomic_path, cannot_write
 from mtmamba.runtime.preprocess import Image
 from mtmamba.runtime.threads import cores
 from mtmamba.runtime.video_in import open_container, reason
@@ -151,36 +152,27 @@ def video_output(target: Path, fps: float) -> Iterator[VideoWriter]:
             writer.close()
         if writer.frames:
             _put_in_order(part, target, writer.frames)
-            part.unlink()
+        part.unlink()
     except BaseException:
         if frames := _frames_in(part):
             logger.warning("%s: the first %d frames are in %s", target, frames, part)
         else:
             part.unlink(missing_ok=True)
         raise
-    finally:
-        if not writer.frames:
-            part.unlink(missing_ok=True)
 
 
 def _new_part(target: Path) -> Path:
     """An empty file to write `target` in. One that an interrupted run left, or that another run is writing, is left alone."""
-    number = 1
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        while True:
+        for number in count(1):
             part = part_of(target, number)
-            try:
+            with suppress(FileExistsError):
                 part.open("xb").close()
-            except FileExistsError:
-                number += 1
-                continue
-            break
+                break
     except OSError as error:
-        raise MtmError(
-            f"{target}: cannot write into {target.parent} ({error.strerror}); choose another output with --output"
-        ) from error
-    if number > 1:
+        raise cannot_write(target, error) from error
+    if part != part_of(target):
         logger.warning(
             "%s: %s is there from a run that was cut off or still goes on, and is kept", target, part_of(target)
         )

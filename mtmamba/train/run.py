@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from mtmamba.files import atomic_path
 from mtmamba.metrics import Figures, plain
 from mtmamba.model import MTMamba
 from mtmamba.pretrained import IMAGENET, load_pretrained_encoder
-from mtmamba.signals import TWICE_S
+from mtmamba.signals import interrupt, on_blow
 from mtmamba.train.engine import PRIOR_ITEMS, Step, Trainer, launch, start_from_priors
 from mtmamba.train.feed import Batches, SizedViews, held_out, loader, training_views
 from mtmamba.train.plan import STATE_NAME, Plan
@@ -63,24 +61,18 @@ def cores() -> int:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM are remembered instead of raised; the yielded function tells whether one came. A second
-    one, other than the same blow's, is raised at once."""
-    came: list[float] = []
+    """Inside, what asks the program to end (`on_blow`) is remembered instead of raised; the yielded function tells whether it
+    came. A second time it is raised at once."""
+    came = False
 
-    def remember(number: int, frame: object) -> None:
-        came.append(time.monotonic())
-        if len(came) > 1 and came[-1] - came[-2] > TWICE_S:
-            raise KeyboardInterrupt
+    def remember() -> None:
+        nonlocal came
+        if came:
+            interrupt()
+        came = True
 
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with on_blow(remember):
+        yield lambda: came
 
 
 def build_model(plan: Plan, views: SizedViews) -> MTMamba:

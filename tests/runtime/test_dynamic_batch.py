@@ -134,7 +134,7 @@ def test_a_file_that_is_not_what_it_says(tmp_path: Path, make_toy: MakeToy) -> N
 
 
 def test_the_engines_time_is_a_frames(here: Path, make_toy: MakeToy, make_video: Callable[..., Path]) -> None:
-    """Of eight frames six come in full batches, and their time is the median, whatever the last, small batch takes."""
+    """Of seven frames six come in full batches, and their time is the median, whatever the last, small batch takes."""
     model, clip = make_toy(here / "toy.onnx", batch=3, min_batch=1), make_video(here / "clip.mp4", frames=7)
 
     class Slow(OnnxBackend):

@@ -21,8 +21,8 @@ from mtmamba.errors import MtmError
 from mtmamba.runtime import streams
 from mtmamba.runtime.outputs import output_form, output_path, page_path
 from mtmamba.runtime.sources import Pictures, natural_key, open_source, output_names, read_image
-from mtmamba.runtime.streams import LiveInput, Patience, without_password
-from mtmamba.runtime.video_in import probe_video
+from mtmamba.runtime.streams import LiveInput, Patience
+from mtmamba.runtime.video_in import probe_video, without_password
 
 IMPATIENT = Patience(stall_s=2.0, retries=1, first_pause_s=0.05)
 

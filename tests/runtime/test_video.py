@@ -18,7 +18,6 @@ import pytest
 from mtmamba.errors import MtmError
 from mtmamba.runtime import video_in, video_out
 from mtmamba.runtime.sources import open_source
-from mtmamba.runtime.threads import cores
 from mtmamba.runtime.video_in import VideoInfo, probe_video, read_video
 from mtmamba.runtime.video_out import encoder, part_of, video_output
 
@@ -208,7 +207,9 @@ def test_what_was_written_plays_after_a_kill(tmp_path: Path, read_frames: Reader
 import sys
 from pathlib import Path
 import numpy as np
+from mtmamba.runtime import video_out
 from mtmamba.runtime.video_out import video_output
+video_out.cores = lambda: 2  # the encoder has a thread
 with video_output(Path(sys.argv[1]), 25) as writer:
     for index in range(10**9):
         writer.write(np.full((64, 96, 3), 12 * (index % 20), np.uint8))
@@ -221,7 +222,7 @@ with video_output(Path(sys.argv[1]), 25) as writer:
         process.send_signal(blow)
     assert not target.exists()
     frames = read_frames(part_of(target))[0]
-    assert len(frames) >= 41 - 10 - cores() and abs(float(frames[7].mean()) - 84) < 3
+    assert len(frames) >= 41 - 10 - 1 and abs(float(frames[7].mean()) - 84) < 3
 
 
 def test_frames_of_one_size_only(tmp_path: Path) -> None:
