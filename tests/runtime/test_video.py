@@ -222,7 +222,7 @@ with video_output(Path(sys.argv[1]), 25) as writer:
         process.send_signal(blow)
     assert not target.exists()
     frames = read_frames(part_of(target))[0]
-    assert len(frames) >= 41 - 10 - 1 and abs(float(frames[7].mean()) - 84) < 3
+    assert len(frames) >= 41 - 12 and abs(float(frames[7].mean()) - 84) < 3
 
 
 def test_frames_of_one_size_only(tmp_path: Path) -> None:
